@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests are single-threaded inside and run side by side; more than four at once only fights for memory bandwidth.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+.PHONY: demo test test-fast test-slow lint format conformance tiny benchmark clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py --output demo
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow"
+
+# Everything but the tests that start processes or run the shipped checkpoint; under 90 seconds.
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow and not checkpoint"
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# transformers' own model tests, from the source distribution of the installed version.
+conformance: $(VENV)/.installed-test
+	$(BIN)/python -m tests.conformance.run
+
+# Trains the shipped checkpoint from nothing: about two and a half hours on two cores, resumable.
+tiny: $(VENV)/.installed-test
+	$(BIN)/python -m uniaudio2.training.tiny --work-dir build/tiny
+
+benchmark: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/tiny_quality.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf build demo .pytest_cache .ruff_cache .hypothesis
