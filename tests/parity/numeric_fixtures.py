@@ -1,8 +1,8 @@
 """Numeric fixtures: what the released code computes on tiny models, recorded as `.safetensors` with facts in `.json`.
 
 The folder is `$UNIAUDIO2_FIXTURES`, by default `shared/reference` next to the checkout. Any number of files of a kind
-may lie there, with other sizes, seeds and lengths, and each may hold only a part of the recorded keys: a test names those
-it compares (`@over_fixtures("codec_scalar", "out.latents")`) and runs on the fixtures that hold them all.
+may lie there, with other sizes, seeds and lengths, and each may hold only a part of the recorded keys: a test names
+those it compares (`@over_fixtures("codec_scalar", "out.latents")`) and runs on the fixtures that hold them all.
 """
 
 import json
@@ -58,8 +58,8 @@ def find_fixtures(kind: str) -> list[NumericFixture]:
 def over_fixtures(kind: str, *holding: str) -> pytest.MarkDecorator:
     """Decorator: run the test, whose argument `fixture` is a `NumericFixture`, on each one that holds all keys named.
 
-    A key that ends in `"."` asks for any key with that beginning. If no file holds them there is no test (`conftest.py`
-    drops `NOTHING_RECORDED`); the test is skipped only if the folder is absent.
+    A key that ends in `"."` asks for any key with that beginning. If no file holds them there is no test
+    (`conftest.py` drops `NOTHING_RECORDED`); the test is skipped only if the folder is absent.
     """
     if not fixtures_folder().is_dir():
         reason = f"no fixtures in {fixtures_folder()}: set UNIAUDIO2_FIXTURES to their folder"
@@ -67,6 +67,29 @@ def over_fixtures(kind: str, *holding: str) -> pytest.MarkDecorator:
     chosen = [fixture for fixture in find_fixtures(kind) if all(_holds(fixture.keys, wanted) for wanted in holding)]
     params = [pytest.param(fixture, id=fixture.name) for fixture in chosen]
     return pytest.mark.parametrize("fixture", params or [NOTHING_RECORDED])
+
+
+def over_recorded(
+    kind: str, *beginnings: str, without: tuple[str, ...] = (), holding: tuple[str, ...] = ()
+) -> pytest.MarkDecorator:
+    """Decorator: run the test, whose arguments are `fixture` and `key`, on each recorded key with such a beginning.
+
+    Keys that begin with one of `without` are left out (the inputs). Of the fixtures, only those that hold all keys of
+    `holding` take part, as in `over_fixtures`.
+    """
+    if not fixtures_folder().is_dir():
+        reason = f"no fixtures in {fixtures_folder()}: set UNIAUDIO2_FIXTURES to their folder"
+        return pytest.mark.parametrize(
+            "fixture, key", [pytest.param(None, "", id="none", marks=pytest.mark.skip(reason))]
+        )
+    chosen = [
+        pytest.param(fixture, key, id=f"{fixture.name}-{key}")
+        for fixture in find_fixtures(kind)
+        if all(_holds(fixture.keys, wanted) for wanted in holding)
+        for key in sorted(fixture.keys)
+        if key.startswith(beginnings) and not key.startswith(without)
+    ]
+    return pytest.mark.parametrize("fixture, key", chosen or [(NOTHING_RECORDED, "")])
 
 
 def _holds(keys: frozenset[str], wanted: str) -> bool:
