@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer with the special tokens of the released model, trained from a few texts without a network.
+"""A byte-level BPE tokenizer with the special tokens of the released model, trained without a network.
 
-The released model uses the Llama 3.2 tokenizer with some reserved slots renamed. A small model cannot afford its 128,000
-rows, so it trains its own vocabulary; the special tokens keep their names and their order.
+The released model uses the Llama 3.2 tokenizer with some reserved slots renamed. A small model cannot afford its
+128,000 rows, so it trains its own vocabulary; the special tokens keep their names and their order.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,1 @@
+"""Task formats, the processor and the data collator."""
