@@ -1,7 +1,7 @@
-"""Rows of ids: the one place that knows how segments of text and audio are written into a sequence and read out of it.
+"""Rows of ids: the one place that knows how text and audio are written into a sequence and read out of it.
 
-A row is one position of the sequence: eight audio ids and a text id. In a text row the audio ids are 0, in an audio row
-the text id is 0; which kind a row is stands beside it in `mm_token_type_ids`.
+A row is one position of the sequence: eight audio ids and a text id. In a text row the audio ids are 0, in an audio
+row the text id is 0; which kind a row is stands beside it in `mm_token_type_ids`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,9 +79,9 @@ class RowFormat:
     """
     The ids that sequences are written with.
 
-    The names are those of `UniAudio2Config`. Reconstruction ids follow the reasoning ids in one table: inside a sequence
-    they are offset by `reasoning_vocab_size`, their bos and eos rows too. The bos and eos rows of an audio prompt carry no
-    offset (released code).
+    The names are those of `UniAudio2Config`. Reconstruction ids follow the reasoning ids in one table: inside a
+    sequence they are offset by `reasoning_vocab_size`, their bos and eos rows too. The bos and eos rows of an audio
+    prompt carry no offset (released code).
 
     Args:
         text_bos_token_id, text_eos_token_id, text_pad_token_id (`int`): Ids of the tokenizer.
@@ -214,7 +214,7 @@ class RowFormat:
 
     def is_sequence(self, ids: torch.Tensor) -> bool:
         """
-        Whether a two-dimensional tensor is one sequence of rows rather than a batch of texts that are as long as a row.
+        Whether a two-dimensional tensor is one sequence of rows, not a batch of texts that are as long as a row.
 
         A sequence with audio in it has rows that repeat one of the marker ids in all codebooks.
         """
@@ -234,8 +234,8 @@ class RowFormat:
         """
         The last audio segment of a sequence: what was generated, if anything was generated.
 
-        Bos and eos rows delimit the parts. A part may lack its bos row (the model skipped it) or its eos row (generation
-        ran out of rows). A frame with ids that are no codes of its part cannot be decoded and is left out.
+        Bos and eos rows delimit the parts. A part may lack its bos row (the model skipped it) or its eos row
+        (generation ran out of rows). A frame with ids that are no codes of its part cannot be decoded and is left out.
 
         Args:
             rows (`torch.LongTensor` of shape `(sequence_length, num_codebooks + 1)`): A sequence, padded or not.
@@ -243,7 +243,7 @@ class RowFormat:
         markers = self._markers()
         part, reasoning, reconstruction = "closed", [], []
         for frame, text_id in zip(rows[:, :-1].tolist(), rows[:, -1].tolist(), strict=True):
-            # Audio rows have text id 0. Of padding rows only the text id is certain: pipelines fill them up with theirs.
+            # Audio rows have text id 0. Of padding rows only the text id is certain: pipelines fill in their own.
             if text_id == self.text_pad_token_id or (text_id != 0 and not any(frame)):
                 part = "closed"
                 continue

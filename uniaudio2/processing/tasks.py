@@ -1,9 +1,10 @@
 """The task formats of UniAudio 2.0, as data.
 
-A task is an ordered list of segments. Segments that are given come first, segments that the model writes (`target`) come
-last; training computes its loss on the targets, generation starts where the first target would. `rows.py` turns a format
-and its values into rows of ids. The order of the segments, their wrappers and the tasks whose condition is dropped in
-training are those of the released code (`tests/parity/test_formats.py` compares them row for row); the prompts are ours.
+A task is an ordered list of segments. Segments that are given come first, segments that the model writes (`target`)
+come last; training computes its loss on the targets, generation starts where the first target would. `rows.py` turns
+a format and its values into rows of ids. The order of the segments, their wrappers and the tasks whose condition is
+dropped in training are those of the released code (`tests/parity/test_formats.py` compares them row for row); the
+prompts are ours.
 """
 
 from dataclasses import dataclass
