@@ -1,0 +1,5 @@
+from transformers import GenerationMixin
+
+
+class UniAudio2GenerationMixin(GenerationMixin):
+    pass
