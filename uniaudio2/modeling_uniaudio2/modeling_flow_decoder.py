@@ -5,7 +5,6 @@ import copy
 import inspect
 import math
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -240,7 +239,7 @@ def sample_flow(
         ValueError: If shapes do not fit, there is no step, or the scheduler is not for flow matching.
     """
     _check_sampling_inputs(noise, condition, incontext_latents, incontext_length, num_inference_steps)
-    scheduler = _prepare_scheduler(scheduler, num_inference_steps)
+    scheduler, times = _prepare_scheduler(scheduler, num_inference_steps)
     accepts_generator = "generator" in inspect.signature(scheduler.step).parameters
     step_kwargs = {"generator": generator} if accepts_generator else {}
     guided = guidance_scale > 1
@@ -258,8 +257,7 @@ def sample_flow(
     contexts = torch.cat((context, context)) if guided else context
 
     sample = noise
-    for sigma, scheduler_timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):
-        time = 1.0 - sigma.item()  # not from `timesteps`: some schedulers round those to integers
+    for time, scheduler_timestep in zip(times, scheduler.timesteps, strict=True):
         sample = torch.where(known, (1 - (1 - sigma_min) * time) * noise + time * context, sample)
         samples = torch.cat((sample, sample)) if guided else sample
         velocity = flow(torch.cat((samples, contexts, conditions), dim=-1).to(flow.dtype), time).float()
@@ -270,8 +268,12 @@ def sample_flow(
     return sample
 
 
-def _prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: int) -> SchedulerMixin:
-    """A copy of the scheduler, ready to step from pure noise, with steps of equal length if it lets one choose."""
+def _prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: int) -> tuple[SchedulerMixin, list[float]]:
+    """A copy of the scheduler, ready to step from pure noise, and the time at which each step evaluates the model.
+
+    The steps have equal length if the scheduler lets one choose. The times are those of its sigmas, not of its
+    timesteps: some schedulers round those to integers.
+    """
     advice = (
         "use a flow-matching scheduler, e.g. `FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)`, or "
         '`use_flow_sigmas=True, prediction_type="flow_prediction"` for DPM-Solver and UniPC schedulers'
@@ -284,9 +286,11 @@ def _prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: int) -> S
             f"use_flow_sigmas={scheduler.config.get('use_flow_sigmas')!r}: {advice}."
         )
     scheduler = copy.deepcopy(scheduler)
-    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+    accepts_sigmas = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+    uniform = torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+    if accepts_sigmas:
         # Its own grid would end at sigma = 1 / num_train_timesteps before the last step.
-        scheduler.set_timesteps(sigmas=1 - np.arange(num_inference_steps) / num_inference_steps)
+        scheduler.set_timesteps(sigmas=(1 - uniform).numpy())
     else:
         scheduler.set_timesteps(num_inference_steps)
     if not (scheduler.sigmas[0] > 0.9 and scheduler.sigmas.max() <= 1.0 and scheduler.sigmas[-1] == 0.0):
@@ -296,7 +300,14 @@ def _prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: int) -> S
         )
     # Without it a scheduler looks its first step up by value, and finds the second where rounded timesteps repeat.
     scheduler.set_begin_index(0)
-    return scheduler
+
+    times = 1 - scheduler.sigmas[: len(scheduler.timesteps)].double()
+    if accepts_sigmas:
+        # A sigma in single precision knows its time to 3e-8 only, and the sinusoids magnify that a thousandfold: where
+        # the scheduler kept the sigmas as they were, take the times they were made from.
+        kept = scheduler.sigmas[:-1] == (1 - uniform).float()
+        times = torch.where(kept, uniform, times)
+    return scheduler, times.tolist()
 
 
 def _check_sampling_inputs(
@@ -324,3 +335,12 @@ def _check_sampling_inputs(
             f"`incontext_length` is {longest}, but there are "
             f"{0 if incontext_latents is None else noise.shape[1]} frames of `incontext_latents`."
         )
+
+
+__all__ = [
+    "FlowDecoder1D",
+    "build_flow_decoder",
+    "default_flow_scheduler",
+    "initialize_flow_decoder",
+    "sample_flow",
+]
