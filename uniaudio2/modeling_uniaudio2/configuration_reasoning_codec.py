@@ -237,8 +237,11 @@ class ReasoningCodecConfig(PreTrainedConfig):
         max_incontext_length (`int`, *optional*, defaults to 64):
             Latent frames of that prefix. Windowed decoding continues from at most `max_incontext_length`.
         padding_loss_weight (`float`, *optional*, defaults to 0.01): Weight of padded latent frames in the flow loss.
-        feature_loss_weight (`float`, *optional*, defaults to 0.1):
-            Weight of the error with which WavLM features are predicted from the phone codes.
+        phone_feature_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the error with which WavLM features are predicted from the phone stream.
+        structure_feature_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the error with which semantic music features are predicted from the structure stream. The release
+            has the decoder for it and leaves it out of the loss.
         commitment_loss_weight (`float`, *optional*, defaults to 0.5): Weight of the quantizers' commitment.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh linear weights.
     """
@@ -309,7 +312,8 @@ class ReasoningCodecConfig(PreTrainedConfig):
     min_incontext_length: int = 32
     max_incontext_length: int = 64
     padding_loss_weight: float | int = 0.01
-    feature_loss_weight: float | int = 0.1
+    phone_feature_loss_weight: float | int = 0.1
+    structure_feature_loss_weight: float | int = 0.0
     commitment_loss_weight: float | int = 0.5
     initializer_range: float = 0.02
 
