@@ -279,7 +279,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         return torch.full(shape, CODE_PADDING, dtype=torch.long, device=self.device)
 
     def _encode_windows(self, windows: torch.Tensor) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """`(num_windows, num_samples)` to reasoning and reconstruction codes, `(num_windows, num_codebooks, T)` each."""
+        """`(num_windows, num_samples)` to both kinds of codes, each `(num_windows, num_codebooks, frames)`."""
         features = self.front_ends(windows)
         reasoning = self.reasoning_branch(features.whisper, features.music_semantic)
         reconstruction = self.reconstruction_branch(

@@ -156,7 +156,7 @@ class ReconstructionBranch(nn.Module):
         return self.reasoning_adaptor(reasoning)[:, index.clamp(max=reasoning.shape[1] - 1)]
 
     def dequantize(self, codes: torch.LongTensor) -> torch.Tensor:
-        """`(batch_size, frames, num_codebooks)` codes to the sum of the streams, `(batch_size, frames, hidden_size)`."""
+        """`(batch_size, T, num_codebooks)` codes to the sum of the streams, `(batch_size, T, hidden_size)`."""
         quantizers = (self.phone_quantizer, self.structure_quantizer, self.acoustic_quantizer)
         parts = codes.split([quantizer.num_quantizers for quantizer in quantizers], dim=-1)
         return sum(
