@@ -392,33 +392,39 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        output = UniAudio2CausalLMOutputWithPast(
+        loss = text_loss = audio_loss = codebook_losses = audio_logits = None
+        if labels is None:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        else:
+            logits = self.lm_head(hidden_states)
+            labels = labels.to(hidden_states.device)
+            is_audio, is_text = row_kinds(labels.shape[:2], mm_token_type_ids, attention_mask, labels.device)
+            # The first row of a sequence follows no other: neither padding nor, in packed rows, the sequence before.
+            follows = (is_audio | is_text)[:, :-1]
+            if position_ids is not None:
+                follows = follows & (position_ids[:, 1:] != 0)
+
+            text_loss = self.text_loss(logits, labels if labels.ndim == 2 else labels[..., -1], follows)
+            loss = self.config.text_loss_weight * text_loss
+            if labels.ndim == 3:
+                codebook_losses, audio_logits = self.codebook_losses(
+                    hidden_states, input_ids.to(labels.device), labels, is_audio[:, 1:] & follows
+                )
+                weights = codebook_losses.new_tensor(self.config.codebook_loss_weights)
+                audio_loss = (weights * codebook_losses).mean()
+                loss = loss + audio_loss
+        # At once: a `ModelOutput` keeps the order in which its values are set, and callers count on `loss, logits`.
+        return UniAudio2CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            text_loss=text_loss,
+            audio_loss=audio_loss,
+            codebook_losses=codebook_losses,
+            audio_logits=audio_logits,
         )
-        if labels is None:
-            output.logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-            return output
-
-        output.logits = self.lm_head(hidden_states)
-        labels = labels.to(hidden_states.device)
-        is_audio, is_text = row_kinds(labels.shape[:2], mm_token_type_ids, attention_mask, labels.device)
-        # The first row of a sequence follows no other: neither padding nor, in packed rows, the sequence before.
-        follows = (is_audio | is_text)[:, :-1]
-        if position_ids is not None:
-            follows = follows & (position_ids[:, 1:] != 0)
-
-        output.text_loss = self.text_loss(output.logits, labels if labels.ndim == 2 else labels[..., -1], follows)
-        output.loss = self.config.text_loss_weight * output.text_loss
-        if labels.ndim == 3:
-            output.codebook_losses, output.audio_logits = self.codebook_losses(
-                hidden_states, input_ids.to(labels.device), labels, is_audio[:, 1:] & follows
-            )
-            weights = output.codebook_losses.new_tensor(self.config.codebook_loss_weights)
-            output.audio_loss = (weights * output.codebook_losses).mean()
-            output.loss = output.loss + output.audio_loss
-        return output
 
     @staticmethod
     def text_loss(logits: torch.FloatTensor, labels: torch.LongTensor, follows: torch.BoolTensor) -> torch.FloatTensor:
