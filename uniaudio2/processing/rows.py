@@ -162,6 +162,41 @@ class RowFormat:
             input_ids, torch.full((length,), TEXT_ROW), torch.full((length, self.num_codebooks + 1), IGNORE_INDEX)
         )
 
+    def batch(
+        self, sequences: Sequence[Rows], padding_side: str, length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Fill sequences up to one length and stack them.
+
+        Args:
+            sequences (`Sequence[Rows]`): The sequences of the batch.
+            padding_side (`str`): `"left"` (generation) or `"right"`.
+            length (`int`, *optional*): The length to fill up to; that of the longest sequence by default.
+
+        Returns:
+            `dict`: `input_ids` and `labels` of shape `(batch_size, length, num_codebooks + 1)`, `attention_mask` and
+            `mm_token_type_ids` of shape `(batch_size, length)`.
+        """
+        longest = max(len(rows) for rows in sequences)
+        if length is not None and length < longest:
+            raise ValueError(
+                f"A sequence has {longest} rows, more than the {length} to pad to. Sequences cannot be cut without "
+                "losing what they mean: pass a longer `max_length` or shorter inputs."
+            )
+        padded, masks = [], []
+        for rows in sequences:
+            padding = self.padding_rows((length or longest) - len(rows))
+            ones, zeros = torch.ones(len(rows), dtype=torch.long), torch.zeros(len(padding), dtype=torch.long)
+            left = padding_side == "left"
+            padded.append(Rows.join([padding, rows] if left else [rows, padding]))
+            masks.append(torch.cat([zeros, ones] if left else [ones, zeros]))
+        return {
+            "input_ids": torch.stack([rows.input_ids for rows in padded]),
+            "attention_mask": torch.stack(masks),
+            "mm_token_type_ids": torch.stack([rows.mm_token_type_ids for rows in padded]),
+            "labels": torch.stack([rows.labels for rows in padded]),
+        }
+
     def _opening(self, prompt_ids: Sequence[int] | None, drop_condition: bool) -> list[Rows]:
         return [] if prompt_ids is None else [self._segment(Segment(TEXT, "prompt"), prompt_ids, drop_condition)]
 
