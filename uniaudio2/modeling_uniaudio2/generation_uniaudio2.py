@@ -25,8 +25,8 @@ logger = logging.get_logger(__name__)
 # Frames of an audio answer if neither the call nor the generation config limits them, as in the released code.
 DEFAULT_MAX_FRAMES = 500
 
-# Options of `generate` that speak of text ids: an error in a call for an audio answer, without effect on one where they
-# are the defaults of the checkpoint.
+# Options of `generate` that speak of text ids: an error in a call for an audio answer, without effect on one where
+# they are the defaults of the checkpoint.
 TEXT_OPTIONS = (
     "bad_words_ids",
     "begin_suppress_tokens",
@@ -87,8 +87,8 @@ class UniAudio2GenerationMixin(GenerationMixin):
     """
     `generate` for a model that answers in text or in audio.
 
-    A text answer is a matter of text ids alone once the prompt has been read, so it is left to [`GenerationMixin`]: the
-    rows of the prompt become `inputs_embeds`, and all its methods apply. An audio answer is made by `_sample_frames`.
+    A text answer is a matter of text ids alone once the prompt has been read, so it is left to [`GenerationMixin`]:
+    the rows of the prompt become `inputs_embeds`, and all its methods apply. An audio answer is made frame by frame.
     """
 
     @torch.no_grad()
@@ -151,39 +151,48 @@ class UniAudio2GenerationMixin(GenerationMixin):
             attention_mask = attention_mask.to(device) if attention_mask is not None else None
             mm_token_type_ids = mm_token_type_ids.to(device) if mm_token_type_ids is not None else None
 
-        kwargs["attention_mask"] = attention_mask
-        kwargs["generation_config"] = generation_config
-        kwargs["logits_processor"] = logits_processor
-        kwargs["stopping_criteria"] = stopping_criteria
-        kwargs["generator"] = generator
+        generate = self._generate_text
         if self._answers_in_audio(output_modality, generation_mode):
-            return self._generate_audio(input_ids, mm_token_type_ids, guidance_scale, **kwargs)
-        return self._generate_text(input_ids, mm_token_type_ids, guidance_scale, **kwargs)
+            generate = self._generate_audio
+        return generate(
+            input_ids,
+            attention_mask,
+            mm_token_type_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            **kwargs,
+        )
 
     def _generate_text(
         self,
         input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
         mm_token_type_ids: torch.LongTensor | None,
         guidance_scale: float | None,
         **kwargs,
     ) -> GenerateDecoderOnlyOutput | torch.LongTensor:
-        # The scale of the generation config is meant for audio; the stock one for text has a negative prompt.
-        kwargs["guidance_scale"] = 1.0
         if input_ids is None or input_ids.ndim == 2:
-            kwargs["guidance_scale"] = guidance_scale if guidance_scale is not None else 1.0
-            return super().generate(input_ids, **kwargs)
-        if guidance_scale not in (None, 1, 1.0):
+            return super().generate(input_ids, attention_mask=attention_mask, guidance_scale=guidance_scale, **kwargs)
+        if guidance_scale not in (None, 1):
             raise ValueError(f"`guidance_scale={guidance_scale}` guides audio answers, and this answer is text.")
         if kwargs.get("prefill_chunk_size") is not None:
             raise ValueError("`prefill_chunk_size` needs plain text prompts of shape (batch_size, sequence_length).")
-        if kwargs["attention_mask"] is None:
-            kwargs["attention_mask"] = torch.ones_like(mm_token_type_ids)
-        kwargs["inputs_embeds"] = self.model.embed_rows(input_ids, mm_token_type_ids, kwargs["attention_mask"])
-        return super().generate(mm_token_type_ids=mm_token_type_ids, **kwargs)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(mm_token_type_ids)
+        return super().generate(
+            inputs_embeds=self.model.embed_rows(input_ids, mm_token_type_ids, attention_mask),
+            attention_mask=attention_mask,
+            mm_token_type_ids=mm_token_type_ids,
+            **kwargs,
+        )
 
     def _generate_audio(
         self,
         input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
         mm_token_type_ids: torch.LongTensor | None,
         guidance_scale: float | None,
         **kwargs,
@@ -212,18 +221,19 @@ class UniAudio2GenerationMixin(GenerationMixin):
             rows = input_ids.new_zeros(*input_ids.shape, self.config.num_codebooks + 1)
             rows[..., -1] = input_ids
             input_ids, mm_token_type_ids = rows, torch.full_like(input_ids, TEXT_ROW)
-        if kwargs["attention_mask"] is None:
-            kwargs["attention_mask"] = torch.ones_like(mm_token_type_ids)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(mm_token_type_ids)
         if guidance_scale > 1:
             # The unconditional prompts follow the others: the same rows, all their text taken away.
+            is_text = (mm_token_type_ids == TEXT_ROW) & attention_mask.bool()
             unconditional_ids = input_ids.clone()
-            is_text = (mm_token_type_ids == TEXT_ROW) & kwargs["attention_mask"].bool()
-            unconditional_ids[..., -1] = unconditional_ids[..., -1].masked_fill(is_text, self.config.text_pad_token_id)
+            unconditional_ids[..., -1].masked_fill_(is_text, self.config.text_pad_token_id)
             input_ids = torch.cat([input_ids, unconditional_ids])
-            mm_token_type_ids = torch.cat([mm_token_type_ids] * 2)
-            kwargs["attention_mask"] = torch.cat([kwargs["attention_mask"]] * 2)
+            attention_mask = attention_mask.repeat(2, 1)
+            mm_token_type_ids = mm_token_type_ids.repeat(2, 1)
         return super().generate(
             input_ids,
+            attention_mask=attention_mask,
             mm_token_type_ids=mm_token_type_ids,
             guidance_scale=float(guidance_scale),
             answers_in_audio=True,
@@ -233,11 +243,12 @@ class UniAudio2GenerationMixin(GenerationMixin):
     def _prepare_generation_config(
         self,
         generation_config: GenerationConfig | None,
-        generator: Generators = None,
         answers_in_audio: bool = False,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
         **kwargs,
     ) -> tuple[GenerationConfig, dict]:
-        """Keeps what `_sample` needs with the options, and the options of text out of an audio answer."""
+        """Keeps what `_sample` needs with the options, and the options of the other kind of answer out of it."""
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         generation_config.generator = generator
         generation_config.answers_in_audio = answers_in_audio
@@ -246,9 +257,10 @@ class UniAudio2GenerationMixin(GenerationMixin):
         if answers_in_audio:
             for name in TEXT_OPTIONS:
                 setattr(generation_config, name, None)
-            # Under its own name it would ask for transformers' guidance of text.
-            generation_config.frame_guidance_scale = generation_config.guidance_scale
-            generation_config.guidance_scale = None
+            generation_config.frame_guidance_scale = guidance_scale
+        # Under this name it is transformers' guidance of text, by a negative prompt; the scale that a checkpoint has
+        # among its defaults is for audio.
+        generation_config.guidance_scale = None if answers_in_audio else guidance_scale
         return generation_config, model_kwargs
 
     def _get_logits_processor(
@@ -259,7 +271,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
         **kwargs,
     ) -> LogitsProcessorList:
         if generation_config.answers_in_audio:
-            # They see what a codebook has generated, not the prompt, so they need not know its padding (`model_kwargs`).
+            # They see what a codebook has generated and not the prompt, so its padding (`model_kwargs`) is no matter.
             return super()._get_logits_processor(generation_config, *args, **kwargs)
         processors = super()._get_logits_processor(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
         if generation_config.generator is not None and generation_config.do_sample:
@@ -336,15 +348,10 @@ class UniAudio2GenerationMixin(GenerationMixin):
             )
         )
         while True:
-            frame, logits, scores = self._sample_frame(
-                outputs.last_hidden_state[:, -1], process, choose, guidance_scale
-            )
-            for name, values in {"scores": scores, "logits": logits}.items():
-                if name in record:
-                    record[name] += (values,)
-            for name in ("attentions", "hidden_states"):
-                if name in record:
-                    record[name] += (getattr(outputs, name),)
+            hidden_states = outputs.last_hidden_state[:, -1]
+            frame, logits, scores = self._sample_frame(hidden_states, process, choose, guidance_scale)
+            made = {"scores": scores, "logits": logits, **outputs}
+            record = {name: (*values, made[name]) for name, values in record.items()}
 
             rows = torch.cat([frame, torch.zeros_like(frame[:, :1])], dim=-1)
             rows = torch.where(is_unfinished[:, None], rows, padding_row)
@@ -374,24 +381,24 @@ class UniAudio2GenerationMixin(GenerationMixin):
         sequences = input_ids[:num_items]
         if not generation_config.return_dict_in_generate:
             return sequences
-        answers = [
-            self._read_codes(frames[:length, :-1])
-            for frames, length in zip(sequences[:, prompt_length:], num_frames.tolist(), strict=True)
-        ]
-        reasoning_codes, reconstruction_codes, num_malformed_frames = (
-            list(parts) for parts in zip(*answers, strict=True)
+        reasoning, reconstruction, num_malformed = zip(
+            *(
+                self._read_codes(frames[:length, :-1])
+                for frames, length in zip(sequences[:, prompt_length:], num_frames.tolist(), strict=True)
+            ),
+            strict=True,
         )
-        if sum(num_malformed_frames) > 0:
+        if sum(num_malformed) > 0:
             logger.warning(
-                f"{sum(num_malformed_frames)} of {int(num_frames.sum())} generated frames mix codes with special ids or "
-                "with codes of the other stream. They stay in `sequences` and are left out of the codes."
+                f"{sum(num_malformed)} of {int(num_frames.sum())} generated frames mix codes with special ids or with "
+                "codes of the other stream. They stay in `sequences` and are left out of the codes."
             )
         return UniAudio2GenerateOutput(
             sequences=sequences,
             past_key_values=model_kwargs.get("past_key_values"),
-            reasoning_codes=reasoning_codes,
-            reconstruction_codes=reconstruction_codes,
-            num_malformed_frames=torch.tensor(num_malformed_frames, device=device),
+            reasoning_codes=list(reasoning),
+            reconstruction_codes=list(reconstruction),
+            num_malformed_frames=torch.tensor(num_malformed, device=device),
             **record,
         )
 
@@ -434,9 +441,9 @@ class UniAudio2GenerationMixin(GenerationMixin):
 
     def _read_codes(self, frames: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor, int]:
         """
-        Reasoning codes and reconstruction codes, both of shape `(num_codebooks, frames)`, in the frames that an item has
-        generated, and how many other frames there are. As in the released code the first frame of each part is dropped
-        without a look: it is the bos frame.
+        Reasoning codes and reconstruction codes, both of shape `(num_codebooks, frames)`, in the frames that an item
+        has generated, and how many other frames there are. As in the released code the first frame of each part is
+        dropped without a look: it is the bos frame.
         """
         offset = self.config.reasoning_vocab_size
         frames = frames[~(frames == self.config.reconstruction_eos_token_id + offset).all(dim=-1)]
@@ -475,67 +482,78 @@ class UniAudio2GenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None,
         mm_token_type_ids: torch.LongTensor | None,
     ) -> None:
-        """Raises a `ValueError` for prompts that would be misread in silence. Padding and inactive streams may be anything."""
+        """A `ValueError` for prompts that would be misread in silence. Padding and inactive streams do not matter."""
         config = self.config
-        num_streams = config.num_codebooks + 1
-        if input_ids.is_floating_point() or input_ids.ndim not in (2, 3) or input_ids.shape[1] == 0:
-            raise ValueError(
-                f"`input_ids` must be integers of shape (batch_size, sequence_length, {num_streams}), or (batch_size, "
-                f"sequence_length) for plain text, and not empty; got {input_ids.dtype} of shape {tuple(input_ids.shape)}."
-            )
-        if input_ids.ndim == 2:
-            # Plain text may continue from a cache, with a mask that is longer than the ids.
-            is_row = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
-            is_audio, text_ids = torch.zeros_like(input_ids, dtype=torch.bool), input_ids
+        self._check_shapes(input_ids, attention_mask, mm_token_type_ids)
+        device = input_ids.device
+        if attention_mask is None:
+            is_row = torch.ones(input_ids.shape[:2], dtype=torch.bool, device=device)
         else:
-            if input_ids.shape[2] != num_streams:
-                raise ValueError(
-                    f"Rows of `input_ids` must have {num_streams} ids ({config.num_codebooks} codebooks, then text), got "
-                    f"shape {tuple(input_ids.shape)}."
-                )
-            if mm_token_type_ids is None:
-                raise ValueError(
-                    "Three-dimensional `input_ids` need `mm_token_type_ids` of shape (batch_size, sequence_length): "
-                    f"{TEXT_ROW} for text rows, {AUDIO_ROW} for audio rows. The processor makes them."
-                )
-            if attention_mask is None and input_ids.shape[0] > 1:
-                raise ValueError(
-                    f"A batch of {input_ids.shape[0]} prompts needs an `attention_mask` of shape (batch_size, "
-                    "sequence_length): padding cannot be seen in the ids. The processor makes it."
-                )
-            for name, value in {"attention_mask": attention_mask, "mm_token_type_ids": mm_token_type_ids}.items():
-                if value is not None and value.shape != input_ids.shape[:2]:
-                    raise ValueError(
-                        f"`{name}` must have shape {tuple(input_ids.shape[:2])} like the rows of `input_ids`, got "
-                        f"{tuple(value.shape)}."
-                    )
-            is_row = torch.ones_like(mm_token_type_ids) if attention_mask is None else attention_mask
-            is_audio, text_ids = mm_token_type_ids == AUDIO_ROW, input_ids[..., -1]
+            # Plain text may continue from a cache, with a mask that is longer than the ids.
+            is_row = attention_mask[:, -input_ids.shape[1] :].to(dtype=torch.bool, device=device)
 
-        is_row = is_row.to(dtype=torch.bool, device=input_ids.device)
-        is_audio = is_audio.to(input_ids.device)
-        if input_ids.ndim == 3:
+        if input_ids.ndim == 2:
+            _check_ids("text", input_ids[is_row], config.vocab_size)
+        else:
             if not is_row[:, -1].all():
                 raise ValueError("Prompts must be padded on the left: the last row of every item must not be padding.")
-            kinds = set(mm_token_type_ids.to(input_ids.device)[is_row].tolist())
+            kinds = set(mm_token_type_ids.to(device)[is_row].tolist())
             if not kinds <= {TEXT_ROW, AUDIO_ROW}:
                 raise ValueError(
                     f"Every row is either text ({TEXT_ROW}) or audio ({AUDIO_ROW}) in `mm_token_type_ids`, got "
                     f"{sorted(kinds)}."
                 )
-            _check_range("audio", input_ids[..., :-1][is_row & is_audio], config.audio_vocab_size)
-        _check_range("text", text_ids[is_row & ~is_audio], config.vocab_size)
+            is_audio = mm_token_type_ids.to(device) == AUDIO_ROW
+            _check_ids("audio", input_ids[..., :-1][is_row & is_audio], config.audio_vocab_size)
+            _check_ids("text", input_ids[..., -1][is_row & ~is_audio], config.vocab_size)
 
         longest = int(is_row.sum(dim=-1).max())
         if longest >= config.max_position_embeddings:
             raise ValueError(
-                f"The prompt has {longest} rows, and the model has {config.max_position_embeddings} positions: shorten it."
+                f"The prompt has {longest} rows and leaves no room in the model's {config.max_position_embeddings} "
+                "positions: shorten it."
             )
         if longest > config.trained_context_length:
             logger.warning(
                 f"The prompt has {longest} rows; the model was trained on at most {config.trained_context_length}, so "
                 "the answer may be poor."
             )
+
+    def _check_shapes(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        mm_token_type_ids: torch.LongTensor | None,
+    ) -> None:
+        num_streams = self.config.num_codebooks + 1
+        shape = tuple(input_ids.shape)
+        if input_ids.is_floating_point() or input_ids.ndim not in (2, 3) or shape[1] == 0:
+            raise ValueError(
+                f"`input_ids` must be integers of shape (batch_size, sequence_length, {num_streams}), or (batch_size, "
+                f"sequence_length) for plain text, and not empty; got {input_ids.dtype} of shape {shape}."
+            )
+        if input_ids.ndim == 2:
+            return
+        if shape[2] != num_streams:
+            raise ValueError(
+                f"Rows of `input_ids` must have {num_streams} ids ({self.config.num_codebooks} codebooks, then text), "
+                f"got shape {shape}."
+            )
+        if mm_token_type_ids is None:
+            raise ValueError(
+                "Three-dimensional `input_ids` need `mm_token_type_ids` of shape (batch_size, sequence_length): "
+                f"{TEXT_ROW} for text rows, {AUDIO_ROW} for audio rows. The processor makes them."
+            )
+        if attention_mask is None and shape[0] > 1:
+            raise ValueError(
+                f"A batch of {shape[0]} prompts needs an `attention_mask` of shape (batch_size, sequence_length): "
+                "padding cannot be seen in the ids. The processor makes it."
+            )
+        for name, value in {"attention_mask": attention_mask, "mm_token_type_ids": mm_token_type_ids}.items():
+            if value is not None and tuple(value.shape) != shape[:2]:
+                raise ValueError(
+                    f"`{name}` must have shape {shape[:2]} like the rows of `input_ids`, got {tuple(value.shape)}."
+                )
 
 
 class SeededChoice(LogitsProcessor):
@@ -580,7 +598,7 @@ def _exponential(like: torch.FloatTensor, generator: torch.Generator | None) -> 
     return torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator).to(like.device)
 
 
-def _check_range(name: str, ids: torch.LongTensor, vocab_size: int) -> None:
+def _check_ids(name: str, ids: torch.LongTensor, vocab_size: int) -> None:
     if ids.numel() > 0 and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
         raise ValueError(
             f"The {name} ids of `input_ids` must lie between 0 and {vocab_size - 1}, got {int(ids.min())} to "
