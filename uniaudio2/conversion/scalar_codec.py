@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The released scalar autoencoder (`sqcodec.pth`, its `codec_model`) -> [`ScalarCodec`]."""
 
 import torch
@@ -18,8 +19,9 @@ _PLAIN = {"weight": "conv.weight", "bias": "conv.bias"}
 def scalar_codec_key_table(config: ScalarCodecConfig) -> dict[str, str]:
     """Original key -> our key, for every tensor.
 
-    The release numbers encoder and decoder layers one after another, with the averaging layers counted only where they
-    exist (`num_samples > 1`). All its strided convolutions share one PReLU, saved once per block: ours keep a copy each.
+    The release numbers encoder and decoder layers one after another, with the averaging layers counted only where
+    they exist (`num_samples > 1`). All its strided convolutions share one PReLU, saved once per block: ours keep a
+    copy each.
     """
     table: dict[str, str] = {}
 

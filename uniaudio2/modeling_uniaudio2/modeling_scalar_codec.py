@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scalar autoencoder: 24 kHz waveform to 25 Hz latents in [-1, 1], rounded to a grid, and back.
 
 The flow decoder generates these latents; nothing autoregressive ever sees them. The shape is that of SQCodec as the
@@ -16,7 +17,7 @@ RESIDUAL_DILATIONS = (1, 3, 5, 7, 9)
 
 
 class ScalarCodecConv1d(nn.Module):
-    """Convolution over time that sees the past only (`causal`) or is centred; its length is `ceil(length / stride)`."""
+    """Convolution over time that sees the past only (`causal`) or is centred; `stride` divides the length, rounded up."""
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class ScalarCodec(nn.Module):
         return self.encoder(waveform)
 
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Round latents to multiples of `1 / num_levels`, half to even. Values beyond -1 and 1 are kept, as released."""
+        """Round latents to multiples of `1 / num_levels`, half to even; values beyond -1 and 1 stay (released code)."""
         return torch.round(latents * self.config.num_levels) / self.config.num_levels
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

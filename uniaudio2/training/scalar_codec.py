@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training the scalar autoencoder: first both halves, then the decoder alone over a frozen encoder."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from transformers import Trainer
+
+from ..modeling_uniaudio2.configuration_reasoning_codec import ScalarCodecConfig
+from ..modeling_uniaudio2.modeling_scalar_codec import (
+    ScalarCodec,
+    ScalarCodecConv1d,
+    ScalarCodecConvTranspose1d,
+)
+from .spectral_loss import MultiScaleSpectralLoss
+
+
+class ScalarCodecForTraining(nn.Module):
+    """The autoencoder with its loss.
+
+    Rounding has no gradient: it passes straight through, and in training only half of the items are rounded, because
+    young latents are so small that all of them would round to zero.
+
+    Args:
+        config ([`ScalarCodecConfig`]): Of the autoencoder.
+        spectral (`dict`): Arguments of [`MultiScaleSpectralLoss`] without the sampling rate.
+        latent_noise (`float`): Standard deviation of the noise added to latents in training, so that the decoder
+            forgives the small errors of a flow model.
+        train_encoder (`bool`): Whether the encoder learns too.
+    """
+
+    def __init__(
+        self,
+        config: ScalarCodecConfig,
+        spectral: dict,
+        latent_noise: float,
+        train_encoder: bool = True,
+    ):
+        super().__init__()
+        self.codec = ScalarCodec(config)
+        self.spectral_loss = MultiScaleSpectralLoss(config.sampling_rate, **spectral)
+        self.latent_noise = latent_noise
+        self.codec.encoder.requires_grad_(train_encoder)
+
+    def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`waveform` (`torch.FloatTensor` of shape `(batch_size, num_samples)`) -> `loss` and `audio_values`."""
+        latents = self.codec.encode(waveform[:, None])
+        rounding_error = (self.codec.quantize(latents) - latents).detach()
+        if self.training:
+            rounded = torch.rand(len(latents), 1, 1, device=latents.device) < 0.5
+            latents = latents + rounded * rounding_error + self.latent_noise * torch.randn_like(latents)
+        else:
+            latents = latents + rounding_error
+        generated = self.codec.decoder(latents)[:, 0, : waveform.shape[-1]]
+        return {"loss": self.spectral_loss(generated, waveform), "audio_values": generated}
+
+
+class ScalarCodecTrainer(Trainer):
+    """[`~transformers.Trainer`] for [`ScalarCodecForTraining`] on [`~uniaudio2.training.waveforms.RandomCrops`]."""
+
+    def __init__(self, model: ScalarCodecForTraining, **kwargs):
+        super().__init__(model=model, **kwargs)
+        # The columns of a corpus are not the arguments of forward: the collator chooses.
+        self.args.remove_unused_columns = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(inputs["waveform"])
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+
+@torch.no_grad()
+def scale_to_data(codec: ScalarCodec, waveform: torch.Tensor) -> None:
+    """Rescale fresh weights so that signals have unit size in every layer, and the output that of speech.
+
+    With torch's default weights the latents of quiet speech come out near 0.02: all of them round to zero, and the
+    decoder learns from noise for thousands of steps.
+
+    Args:
+        codec: Freshly initialised; changed in place.
+        waveform (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`): Some recordings.
+    """
+    targets = {"encoder.output_conv": 1.0, "decoder.output_conv": waveform.std().item()}
+    hooks = []
+    for name, layer in codec.named_modules():
+        if isinstance(layer, (ScalarCodecConv1d, ScalarCodecConvTranspose1d)):
+            # Residual branches start small, as in any deep residual network.
+            target = 0.3 if name.endswith("conv2") else targets.get(name, 1.0)
+            hooks.append(layer.register_forward_hook(partial(_rescale, target)))
+    codec(waveform)
+    for hook in hooks:
+        hook.remove()
+
+
+def _rescale(target: float, layer: nn.Module, _inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    """Forward hook: gives the layer a zero bias and an output whose standard deviation is `target`."""
+    output = output - layer.conv.bias[None, :, None]
+    layer.conv.bias.zero_()
+    factor = target / output.std()
+    normalised = is_parametrized(layer.conv, "weight")
+    scale = layer.conv.parametrizations.weight.original0 if normalised else layer.conv.weight
+    scale.mul_(factor)
+    return output * factor

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the shipped checkpoint: ordered steps, each resumable, from synthesised speech to a model folder.
+
+    python -m uniaudio2.training.tiny [--work-dir build/tiny] [--recipe FILE] [--step NAME] [--output FOLDER]
+
+A step that has finished is not run again; one that was interrupted goes on from its last checkpoint. To run a step
+anew, remove its folder in the working directory.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..feature_extraction.feature_extraction_uniaudio2 import UniAudio2FeatureExtractor
+from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
+from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
+from ..modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
+from ..modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration
+from ..processing.data_collator import UniAudio2DataCollator
+from ..processing.processing_uniaudio2 import UniAudio2Processor
+from ..processing.tasks import TASKS
+from .codec import CodecTrainer, FeatureBatches, FlowForTraining, ReasoningBranchForTraining, only_item
+from .front_ends import FrontEndsForTraining, FrontEndTrainer, LabelledWaveforms, LetterLabels
+from .language_model import LanguageModelTrainer, TaskExamples, encode_corpus
+from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
+from .spoken_digits import build_corpus, write_recordings
+from .tokenizer import train_tokenizer
+from .waveforms import RandomCrops, WaveformDataset
+
+RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
+
+
+def train(
+    trainer_class: type[Trainer], model: nn.Module, dataset: Dataset, collator: Callable, folder: Path, arguments: dict
+) -> None:
+    """Train to `max_steps`, from the last checkpoint in `folder` if there is one."""
+    training_arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_total_limit=1,
+        remove_unused_columns=False,
+        seed=0,
+        **arguments,
+    )
+    trainer = trainer_class(model, args=training_arguments, train_dataset=dataset, data_collator=collator)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    model.to("cpu").eval()
+
+
+def audio_ids(config: ReasoningCodecConfig) -> dict[str, int]:
+    """The ids of the audio streams, laid out as in the release: codes, then bos, eos, one unused, pad.
+
+    The ids around an audio prompt are ids of the joint table. In the release they coincide with codes; here they
+    follow the specials of the reconstruction stream.
+    """
+    reasoning, reconstruction = config.reasoning_codebook_size, config.reconstruction_codebook_size
+    offset = reasoning + 4
+    return {
+        "num_codebooks": config.num_codebooks,
+        "reasoning_vocab_size": reasoning + 4,
+        "reconstruction_vocab_size": reconstruction + 8,
+        "reasoning_codebook_size": reasoning,
+        "reconstruction_codebook_size": reconstruction,
+        "reasoning_bos_token_id": reasoning,
+        "reasoning_eos_token_id": reasoning + 1,
+        "reasoning_pad_token_id": reasoning + 3,
+        "reconstruction_bos_token_id": reconstruction,
+        "reconstruction_eos_token_id": reconstruction + 1,
+        "reconstruction_pad_token_id": reconstruction + 3,
+        "audio_prompt_bos_token_id": offset + reconstruction + 4,
+        "audio_prompt_eos_token_id": offset + reconstruction + 5,
+    }
+
+
+class TinyRecipe:
+    """The steps, in order. Each reads what earlier ones left in the working directory and leaves its own folder.
+
+    Args:
+        recipe (`dict`): As `recipes/tiny.yaml`.
+        work_dir (`Path`): Where corpus, weights and codes are kept between steps.
+        output (`Path`): The finished model folder.
+    """
+
+    steps = (
+        "corpus",
+        "front_ends",
+        "features",
+        "reasoning",
+        "scalar_codec",
+        "latents",
+        "scalar_decoder",
+        "reconstruction",
+        "codes",
+        "language_model",
+        "flow",
+        "export",
+    )
+
+    def __init__(self, recipe: dict, work_dir: Path, output: Path):
+        self.recipe = recipe
+        self.work_dir = work_dir
+        self.output = output
+        self.corpus_dir = work_dir / "corpus"
+
+    def run(self, only: str | None = None) -> None:
+        for name in self.steps:
+            finished = self.work_dir / name / "finished"
+            if only not in (None, name) or finished.exists():
+                continue
+            print(f"=== {name}", flush=True)
+            torch.manual_seed(0)
+            getattr(self, name)(self.work_dir / name)
+            finished.touch()
+
+    def codec_config(self) -> ReasoningCodecConfig:
+        return ReasoningCodecConfig(**self.recipe["codec"])
+
+    def train_split(self, max_samples: int | None = None) -> WaveformDataset:
+        return WaveformDataset(self.corpus_dir, "train", max_samples)
+
+    def window_samples(self) -> int:
+        """Recordings longer than a window are left out where every letter of the text must be heard."""
+        config = self.codec_config()
+        return round(config.window_seconds * config.sampling_rate)
+
+    def letter_labels(self) -> LetterLabels:
+        return LetterLabels(row["text"] for row in self.train_split().rows)
+
+    def corpus(self, folder: Path) -> None:
+        build_corpus(folder, **self.recipe["corpus"])
+        rate = self.recipe["corpus"]["sampling_rate"]
+        write_recordings(folder, ["heldout", "unseen"], self.work_dir / "recordings", rate)
+
+    def scalar_codec(self, folder: Path) -> None:
+        section = self.recipe["scalar_codec"]
+        model = ScalarCodecForTraining(self.codec_config().scalar_config, **section["loss"])
+        dataset = self.train_split()
+        collator = RandomCrops(section["crop_samples"])
+        scale_to_data(model.codec, collator([dataset[i] for i in range(16)])["waveform"][:, None])
+        train(ScalarCodecTrainer, model, dataset, collator, folder, section["arguments"])
+        save_model(model.codec, str(folder / "model.safetensors"))
+
+    def scalar_decoder(self, folder: Path) -> None:
+        section = self.recipe["scalar_codec"]
+        model = ScalarCodecForTraining(self.codec_config().scalar_config, **section["loss"], train_encoder=False)
+        load_model(model.codec, str(self.work_dir / "scalar_codec" / "model.safetensors"))
+        arguments = self.recipe["scalar_decoder"]["arguments"]
+        train(ScalarCodecTrainer, model, self.train_split(), RandomCrops(section["crop_samples"]), folder, arguments)
+        save_model(model.codec, str(folder / "model.safetensors"))
+
+    def front_ends(self, folder: Path) -> None:
+        section, config = self.recipe["front_ends"], self.codec_config()
+        dataset = self.train_split(self.window_samples())
+        labels = self.letter_labels()
+        model = FrontEndsForTraining(config, labels.num_classes, **section["loss"])
+        collator = LabelledWaveforms(labels, config.frame_unit)
+        train(FrontEndTrainer, model, dataset, collator, folder, section["arguments"])
+        save_model(model.front_ends, str(folder / "model.safetensors"))
+
+    def features(self, folder: Path) -> None:
+        codec = ReasoningCodecModel(self.codec_config()).eval()
+        load_model(codec.front_ends, str(self.work_dir / "front_ends" / "model.safetensors"))
+        dataset, labels = self.train_split(self.window_samples()), self.letter_labels()
+        batches = FeatureBatches(codec, dataset, labels, self.recipe["features"]["batch_size"])
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(batches, folder / "features.pt")
+        codec.save_pretrained(folder / "codec")
+
+    def reasoning(self, folder: Path) -> None:
+        section = self.recipe["reasoning"]
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "features" / "codec")
+        model = ReasoningBranchForTraining(
+            codec.reasoning_branch, codec.config.hidden_size, self.letter_labels().num_classes, **section["loss"]
+        )
+        batches = torch.load(self.work_dir / "features" / "features.pt", weights_only=False)
+        train(CodecTrainer, model, batches, only_item, folder, section["arguments"])
+        codec.save_pretrained(folder / "codec")
+
+    def latents(self, folder: Path) -> None:
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reasoning" / "codec")
+        # The later training of the decoder leaves the encoder, and so the latents, as they are.
+        load_model(codec.scalar_codec, str(self.work_dir / "scalar_codec" / "model.safetensors"))
+        batches = torch.load(self.work_dir / "features" / "features.pt", weights_only=False)
+        batches.add_latents(codec.scalar_codec, self.train_split(self.window_samples()))
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(batches, folder / "features.pt")
+        codec.save_pretrained(folder / "codec")
+
+    def reconstruction(self, folder: Path) -> None:
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "latents" / "codec")
+        codec.freeze_for_reconstruction_training()
+        arguments = self.recipe["reconstruction"]["arguments"]
+        train(CodecTrainer, codec, self.feature_batches(), only_item, folder, arguments)
+        codec.save_pretrained(folder / "codec")
+
+    def flow(self, folder: Path) -> None:
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reconstruction" / "codec")
+        model = FlowForTraining(codec)
+        train(CodecTrainer, model, self.feature_batches(), only_item, folder, self.recipe["flow"]["arguments"])
+        codec.save_pretrained(folder / "codec")
+
+    def codes(self, folder: Path) -> None:
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reconstruction" / "codec")
+        folder.mkdir(parents=True, exist_ok=True)
+        encode_corpus(codec, self.train_split(), self.recipe["features"]["batch_size"], folder / "train.pt")
+
+    def language_model(self, folder: Path) -> None:
+        section = self.recipe["language_model"]
+        recordings = torch.load(self.work_dir / "codes" / "train.pt")
+        prompts = [prompt for name in section["tasks"] for prompt in TASKS[name].prompts]
+        tokenizer = train_tokenizer([row["text"] for row in recordings] + prompts, section["vocab_size"])
+        processor = UniAudio2Processor(
+            UniAudio2FeatureExtractor(), tokenizer, **audio_ids(self.codec_config()), default_task="TTS"
+        )
+        model = UniAudio2ForConditionalGeneration(self.language_model_config(tokenizer))
+        arguments = {"train_sampling_strategy": "group_by_length", **section["arguments"]}
+        collator = UniAudio2DataCollator(processor, condition_dropout=section["condition_dropout"])
+        train(LanguageModelTrainer, model, TaskExamples(recordings, section["tasks"]), collator, folder, arguments)
+        model.generation_config.update(**section["generation"])
+        model.save_pretrained(folder / "model")
+        processor.save_pretrained(folder / "model")
+
+    def language_model_config(self, tokenizer: PreTrainedTokenizerFast) -> UniAudio2Config:
+        section = self.recipe["language_model"]
+        return UniAudio2Config(
+            **section["config"],
+            **audio_ids(self.codec_config()),
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            text_pad_token_id=tokenizer.pad_token_id,
+            tasks=tuple(section["tasks"]),
+        )
+
+    def export(self, folder: Path) -> None:
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec")
+        load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder" / "model.safetensors"))
+        model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
+        processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
+        processor.codec = codec
+        for part in (model, processor):
+            part.save_pretrained(self.output)
+        processor.save_pretrained(self.output, save_codec=True)
+        (self.output / "provenance.json").write_text(json.dumps(self.recipe["provenance"], indent=2) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def feature_batches(self) -> FeatureBatches:
+        return torch.load(self.work_dir / "latents" / "features.pt", weights_only=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m uniaudio2.training.tiny", description=__doc__.split("\n")[0])
+    parser.add_argument("--work-dir", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--output", type=Path, default=CHECKPOINT)
+    parser.add_argument("--step", choices=TinyRecipe.steps, help="run this step alone")
+    options = parser.parse_args(arguments)
+    # Silence brings numbers too small for the fast paths of a CPU.
+    torch.set_flush_denormal(True)
+    recipe = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
+    TinyRecipe(recipe, options.work_dir, options.output).run(options.step)
+
+
+if __name__ == "__main__":
+    main()
