@@ -31,12 +31,14 @@ WAVLM_PADDING = 160
 @dataclass
 class ReasoningCodecFeatures(ModelOutput):
     """
-    Features of the frozen encoders, from which both branches work.
+    Features of the frozen encoders, from which both branches work, and what else training needs only once per clip.
 
     Args:
         whisper, wavlm (`torch.FloatTensor` of shape `(batch_size, channels, frames at 50 Hz)`): Speech features.
         music_acoustic, music_semantic (`torch.FloatTensor` of shape `(batch_size, channels, frames at 25 Hz)`):
             Features of the music encoder.
+        reasoning (`torch.FloatTensor` of shape `(batch_size, frames at 5 Hz, hidden_size)`, *optional*):
+            Quantised output of the reasoning branch, which the reconstruction stage does not train.
         latents (`torch.FloatTensor` of shape `(batch_size, frames at 25 Hz, latent_dim)`, *optional*):
             Latents of the scalar codec, the target of training.
         latent_mask (`torch.BoolTensor` of shape `(batch_size, frames at 25 Hz)`, *optional*):
@@ -47,6 +49,7 @@ class ReasoningCodecFeatures(ModelOutput):
     wavlm: torch.FloatTensor | None = None
     music_acoustic: torch.FloatTensor | None = None
     music_semantic: torch.FloatTensor | None = None
+    reasoning: torch.FloatTensor | None = None
     latents: torch.FloatTensor | None = None
     latent_mask: torch.BoolTensor | None = None
 
@@ -140,6 +143,9 @@ class CodecFrontEnds(nn.Module):
         self.wavlm_layers = tuple(config.wavlm_layers)
         self.music_acoustic_layer = config.music_acoustic_layer
         self.music_semantic_layer = config.music_semantic_layer
+        # The attention of these two has one implementation, and transformers refuses to build WavLM with another.
+        config.wavlm_config._attn_implementation = "eager"
+        config.music_encoder_config._attn_implementation = "eager"
         self.whisper = WhisperEncoder(config.whisper_config)
         self.wavlm = WavLMModel(config.wavlm_config)
         self.music_encoder = MusicEncoder(config.music_encoder_config)
@@ -150,7 +156,7 @@ class CodecFrontEnds(nn.Module):
             waveform (`torch.FloatTensor` of shape `(batch_size, num_samples)`): 24 kHz audio, windows of equal length.
 
         Returns:
-            [`ReasoningCodecFeatures`] without latents.
+            [`ReasoningCodecFeatures`] of the encoders alone.
         """
         waveform = waveform.float()
         resampled = resample(waveform, self.sampling_rate, FRONT_END_SAMPLING_RATE)

@@ -122,11 +122,12 @@ class ReasoningCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
             init.copy_(module.weight_magnitude, module.weight_direction.norm(dim=1, keepdim=True))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif parametrize.is_parametrized(module, "weight"):  # weight norm of the scalar codec
-            magnitude, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
-            init.kaiming_uniform_(direction, a=5**0.5)
-            init.copy_(magnitude, direction.flatten(1).norm(dim=1).view_as(magnitude))
-            bound = direction[0].numel() ** -0.5
+        elif isinstance(module, CodecFrontEnds):
+            # transformers initialises the weight of this convolution, which weight norm has replaced by two factors.
+            _initialize_weight_norm(module.wavlm.encoder.pos_conv_embed.conv)
+        elif parametrize.is_parametrized(module, "weight"):  # the scalar codec
+            _initialize_weight_norm(module)
+            bound = module.parametrizations.weight.original1[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.Linear, nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm)):
             module.reset_parameters()
@@ -351,8 +352,8 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         generators = _item_generators(generator, len(codes))
         self._check_noise(noise, plans)
 
-        num_samples = torch.tensor([plan.num_samples for plan in plans], device=self.device)
-        audio_values = torch.zeros(len(codes), int(num_samples.max()), device=self.device)
+        num_samples = [plan.num_samples for plan in plans]
+        audio_values = torch.zeros(len(codes), max(num_samples), device=self.device)
         # Latents with which an item's next window begins.
         known: list[torch.Tensor | None] = [None] * len(codes)
         for index in range(max(len(plan.starts) for plan in plans)):
@@ -379,9 +380,8 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
                     _overlap_add(audio_values[i, : plan.num_samples], audio[row, : plan.window_samples], plan, index)
                     start = plan.context_start % frames
                     known[i] = latents[row, start : start + plan.context_length]
-        positions = torch.arange(audio_values.shape[1], device=self.device)
         output = ReasoningCodecDecoderOutput(
-            audio_values=audio_values[:, None], padding_mask=positions < num_samples[:, None]
+            audio_values=audio_values[:, None], padding_mask=_length_mask(num_samples, self.device)
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
@@ -487,7 +487,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
                 `True` for an item's own samples, which come first.
 
         Returns:
-            [`ReasoningCodecFeatures`], with latents and their mask.
+            [`ReasoningCodecFeatures`], all of them.
         """
         recordings = _split_recordings(input_values, padding_mask)
         lengths = torch.tensor([len(recording) for recording in recordings], device=self.device)
@@ -501,6 +501,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
             [nn.functional.pad(recording, (0, padded_length - len(recording))) for recording in recordings]
         ).to(self.device)
         features = self.front_ends(waveforms)
+        features.reasoning = self.reasoning_branch(features.whisper, features.music_semantic).quantized
         features.latents = self.scalar_codec.encode(waveforms[:, None].to(self.dtype)).transpose(1, 2)
         frames = torch.arange(features.latents.shape[1], device=self.device)
         features.latent_mask = frames * self.config.latent_hop_length < lengths[:, None]
@@ -554,28 +555,27 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
             ).audio_values
             # Codes cover whole frames: what they say beyond an item's last sample is cut off.
             lengths = [len(recording) for recording in _split_recordings(input_values, padding_mask)]
-            positions = torch.arange(max(lengths), device=self.device)
-            own_samples = positions < torch.tensor(lengths, device=self.device)[:, None]
+            audio_values = audio_values[..., : max(lengths)]
+            for item, length in zip(audio_values, lengths, strict=True):
+                item[:, length:] = 0
             output = ReasoningCodecOutput(
-                audio_values=audio_values[..., : max(lengths)] * own_samples[:, None],
-                padding_mask=own_samples,
+                audio_values=audio_values,
+                padding_mask=_length_mask(lengths, self.device),
                 reasoning_codes=encoded.reasoning_codes,
                 reconstruction_codes=encoded.reconstruction_codes,
             )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _reconstruction_losses(self, features: ReasoningCodecFeatures) -> ReasoningCodecOutput:
-        """Flow, feature and commitment losses (paper: weights 1, 0.1 and 0.5), with the reasoning branch frozen."""
+        """Flow, feature and commitment losses (paper: weights 1, 0.1 and 0.5); the reasoning branch is not trained."""
         config = self.config
         frame_mask = None if features.latent_mask is None else features.latent_mask[:, ::2]
-        with torch.no_grad():
-            reasoning = self.reasoning_branch(features.whisper, features.music_semantic).quantized
         streams = self.reconstruction_branch(
             features.whisper,
             features.wavlm,
             features.music_acoustic,
             features.music_semantic,
-            reasoning,
+            features.reasoning,
             frame_mask=frame_mask,
             film_dropout=config.film_dropout if self.training else 0.0,
             update_codebooks=self.training,
@@ -641,6 +641,14 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         return (torch.arange(frames, device=device) < lengths) & present
 
 
+def _initialize_weight_norm(module: nn.Module) -> None:
+    """A random direction, and the magnitude that leaves it as it is."""
+    magnitude, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
+    init.kaiming_uniform_(direction, a=5**0.5)
+    normalised = [dim for dim, size in enumerate(magnitude.shape) if size == 1]
+    init.copy_(magnitude, direction.norm(dim=normalised, keepdim=True))
+
+
 def _load_scheduler(pretrained_model_name_or_path: str | os.PathLike, kwargs: dict) -> SchedulerMixin:
     """The diffusers scheduler of the folder `scheduler/`, of the class that its configuration names."""
     hub_arguments = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -682,7 +690,8 @@ def _split_recordings(input_values: torch.Tensor, padding_mask: torch.Tensor | N
     waveforms = input_values[:, 0] if input_values.ndim == 3 else input_values
     if 0 in waveforms.shape:
         raise ValueError(f"`input_values` of shape {tuple(input_values.shape)} holds no audio.")
-    if not waveforms.isfinite().all():
+    # Smallest and largest sample, for they are not finite if any is not, and an hour of samples needs no copy.
+    if not all(bound.isfinite() for bound in waveforms.aminmax()):
         raise ValueError("`input_values` holds NaN or infinite samples: repair or drop the recording.")
     if padding_mask is None:
         return list(waveforms)
@@ -691,18 +700,26 @@ def _split_recordings(input_values: torch.Tensor, padding_mask: torch.Tensor | N
             f"`padding_mask` must have the shape (batch_size, num_samples), here {tuple(waveforms.shape)}, got "
             f"{tuple(padding_mask.shape)}."
         )
-    padding_mask = padding_mask.to(device=waveforms.device, dtype=torch.bool)
-    lengths = padding_mask.sum(dim=1)
-    if (lengths == 0).any():
-        raise ValueError(f"`padding_mask` leaves no sample of item {int((lengths == 0).nonzero()[0, 0])}.")
-    starts = padding_mask.int().argmax(dim=1)
-    positions = torch.arange(waveforms.shape[1], device=waveforms.device)
-    if (padding_mask != ((positions >= starts[:, None]) & (positions < (starts + lengths)[:, None]))).any():
-        raise ValueError("`padding_mask` must mark one contiguous stretch of samples per item.")
-    return [
-        waveform[start : start + length]
-        for waveform, start, length in zip(waveforms, starts.tolist(), lengths.tolist(), strict=True)
-    ]
+    recordings = []
+    for index, (waveform, own) in enumerate(zip(waveforms, padding_mask.bool().to(waveforms.device), strict=True)):
+        length = int(own.sum())
+        start = int(own.view(torch.uint8).argmax())
+        if length == 0:
+            raise ValueError(f"`padding_mask` leaves no sample of item {index}.")
+        if not own[start : start + length].all():
+            raise ValueError(
+                f"`padding_mask` must mark one contiguous stretch of samples; that of item {index} has holes."
+            )
+        recordings.append(waveform[start : start + length])
+    return recordings
+
+
+def _length_mask(lengths: Sequence[int], device: torch.device) -> torch.BoolTensor:
+    """`True` for the first `lengths[i]` of row `i`."""
+    mask = torch.zeros(len(lengths), max(lengths), dtype=torch.bool, device=device)
+    for row, length in zip(mask, lengths, strict=True):
+        row[:length] = True
+    return mask
 
 
 def _equal_windows(plans: list[EncodingPlan], batch_size: int) -> Iterator[list[tuple[int, int]]]:
