@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -337,8 +338,12 @@ class UniAudio2GenerationMixin(GenerationMixin):
                 return scores.argmax(dim=-1)
             return sample_ids(scores, generation_config.generator, is_unfinished)
 
-        compiles = self._valid_auto_compile_criteria(model_kwargs, generation_config)
-        step = self.model.get_compiled_call(generation_config.compile_config) if compiles else self.model
+        is_compiled = self._valid_auto_compile_criteria(model_kwargs, generation_config)
+        step = self.model.get_compiled_call(generation_config.compile_config) if is_compiled else self.model
+        write_frame = self._write_frame
+        if is_compiled:
+            depth_decoder = self.depth_decoder.get_compiled_call(generation_config.compile_config)
+            write_frame = partial(self._write_frame, compiled_depth_decoder=depth_decoder)
         # A cache that is passed in holds the beginning of the prompt.
         cache = model_kwargs.get("past_key_values")
         num_new_rows = prompt_length - int(cache.get_seq_length()) if cache is not None else None
@@ -348,8 +353,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
             )
         )
         while True:
-            hidden_states = outputs.last_hidden_state[:, -1]
-            frame, logits, scores = self._sample_frame(hidden_states, process, choose, guidance_scale)
+            frame, logits, scores = write_frame(outputs.last_hidden_state[:, -1], process, choose, guidance_scale)
             made = {"scores": scores, "logits": logits, **outputs}
             record = {name: (*values, made[name]) for name, values in record.items()}
 
@@ -402,12 +406,13 @@ class UniAudio2GenerationMixin(GenerationMixin):
             **record,
         )
 
-    def _sample_frame(
+    def _write_frame(
         self,
         hidden_states: torch.FloatTensor,
         process: Callable[[int, torch.FloatTensor], torch.FloatTensor],
         choose: Callable[[torch.FloatTensor], torch.LongTensor],
         guidance_scale: float,
+        compiled_depth_decoder: Callable | None = None,
     ) -> tuple[torch.LongTensor, torch.FloatTensor, torch.FloatTensor]:
         """
         The codes of one frame for every item.
@@ -416,25 +421,35 @@ class UniAudio2GenerationMixin(GenerationMixin):
             hidden_states (`torch.FloatTensor` of shape `(num_prompts, hidden_size)`): Of the row before the frame.
             process (`Callable`): From a codebook and its logits to the scores that are sampled from.
             choose (`Callable`): From scores of shape `(num_items, audio_vocab_size)` to ids.
+            compiled_depth_decoder (`Callable`, *optional*):
+                Is run without a cache over all positions of the frame, those still unknown being zero (nothing looks
+                ahead): so it has one shape, whatever the attention. Not compiled, a cache is faster.
 
         Returns:
             The codes, of shape `(num_items, num_codebooks)`, and the logits and scores they were chosen by, of shape
             `(num_items, num_codebooks, audio_vocab_size)`.
         """
+        num_prompts, num_codebooks = hidden_states.shape[0], self.config.num_codebooks
+        inputs_embeds = hidden_states.new_zeros(num_prompts, num_codebooks, hidden_states.shape[1])
+        inputs_embeds[:, 0] = hidden_states
         cache = DynamicCache(config=self.config.depth_decoder_config)
-        inputs_embeds = hidden_states[:, None]
         frame, all_logits, all_scores = [], [], []
-        for codebook in range(self.config.num_codebooks):
-            if codebook > 0:
-                codes = frame[-1].repeat(hidden_states.shape[0] // frame[-1].shape[0])
-                inputs_embeds = self.model.audio_embeddings(codes[:, None], first_codebook=codebook - 1)
-            depth_states = self.depth_decoder(inputs_embeds, past_key_values=cache).last_hidden_state
+        for codebook in range(num_codebooks):
+            position = slice(codebook, codebook + 1)
+            if compiled_depth_decoder is None:
+                depth_states = self.depth_decoder(inputs_embeds[:, position], past_key_values=cache).last_hidden_state
+            else:
+                depth_states = compiled_depth_decoder(inputs_embeds).last_hidden_state[:, position]
             logits = self.audio_head(depth_states, first_codebook=codebook)[:, 0].float()
             if guidance_scale > 1:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + guidance_scale * (conditional - unconditional)
             scores = process(codebook, logits)
-            frame.append(choose(scores))
+            codes = choose(scores)
+            if codebook + 1 < num_codebooks:
+                fed_back = codes.repeat(num_prompts // len(codes))[:, None]
+                inputs_embeds[:, codebook + 1] = self.model.audio_embeddings(fed_back, first_codebook=codebook)[:, 0]
+            frame.append(codes)
             all_logits.append(logits)
             all_scores.append(scores)
         return torch.stack(frame, dim=1), torch.stack(all_logits, dim=1), torch.stack(all_scores, dim=1)

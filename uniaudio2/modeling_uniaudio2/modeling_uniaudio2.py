@@ -171,6 +171,8 @@ class UniAudio2PreTrainedModel(PreTrainedModel):
 class UniAudio2Model(UniAudio2PreTrainedModel):
     """Embeddings and the stack of understanding, cross-modal and generation layers, without heads."""
 
+    generation_config = None  # `get_compiled_call` asks for it
+
     def __init__(self, config: UniAudio2Config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -328,6 +330,7 @@ class UniAudio2DepthDecoder(UniAudio2PreTrainedModel):
     config: UniAudio2DepthDecoderConfig
     config_class = UniAudio2DepthDecoderConfig
     base_model_prefix = "depth_decoder"
+    generation_config = None  # `get_compiled_call` asks for it
 
     def __init__(self, config: UniAudio2DepthDecoderConfig):
         super().__init__(config)
