@@ -74,6 +74,22 @@ def test_a_batch_is_padded_on_the_right_and_masked(extractor):
     assert (inputs["input_values"][0, 0, short.size :] == 0).all()
 
 
+def test_padding_to_a_multiple_and_not_at_all(extractor):
+    inputs = extractor([tone(0.05), tone(0.1)], sampling_rate=RATE, pad_to_multiple_of=1000, return_tensors="pt")
+    assert inputs["input_values"].shape == (2, 1, 3000) and inputs["padding_mask"].sum(-1).tolist() == [1200, 2400]
+    inputs = extractor([tone(0.05), tone(0.1)], sampling_rate=RATE, padding=False)
+    assert [values.shape for values in inputs["input_values"]] == [(1, 1200), (1, 2400)]
+    inputs = extractor(tone(0.1), sampling_rate=RATE, max_length=1200, truncation=True, return_tensors="pt")
+    assert inputs["input_values"].shape == (1, 1, 1200) and inputs["padding_mask"].shape == (1, 1200)
+
+
+def test_rows_may_be_padded_on_the_other_side(extractor, tmp_path):
+    """A pipeline refuses batches if the padding sides of tokenizer and feature extractor differ."""
+    assert not hasattr(extractor, "padding_side")
+    with pytest.raises(ValueError, match="on the right"):
+        UniAudio2FeatureExtractor(padding_side="left")
+
+
 def test_padding_to_a_length(extractor):
     inputs = extractor(tone(0.05), sampling_rate=RATE, padding="max_length", max_length=2400, return_tensors="pt")
     assert inputs["input_values"].shape == (1, 1, 2400)

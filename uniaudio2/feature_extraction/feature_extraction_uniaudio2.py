@@ -13,7 +13,7 @@ import soundfile
 import soxr
 from transformers import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import TensorType
+from transformers.utils import PaddingStrategy, TensorType
 
 # Rates outside are mistakes, most often kilohertz given as hertz.
 LOWEST_SAMPLING_RATE, HIGHEST_SAMPLING_RATE = 1_000, 768_000
@@ -51,6 +51,10 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
         if feature_size != 1:
             raise ValueError(f"`feature_size` is {feature_size}, but UniAudio 2.0 is mono: leave it at 1.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if self.padding_side != "right":
+            raise ValueError(f"`padding_side` is {self.padding_side!r}, but recordings are filled up on the right.")
+        # Not an attribute: pipelines would demand that the rows of a batch are filled up on the same side.
+        del self.padding_side
 
     def __call__(
         self,
@@ -105,6 +109,26 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
         padded["padding_mask"] = [np.asarray(mask, dtype=bool) for mask in padded.pop("attention_mask")]
         padded["input_values"] = [np.asarray(values, dtype=np.float32)[None] for values in padded["input_values"]]
         return padded.convert_to_tensors(return_tensors) if return_tensors is not None else padded
+
+    def _pad(
+        self,
+        processed_features: dict[str, np.ndarray],
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Fill one recording up on the right, as [`~SequenceFeatureExtractor.pad`] asks; it resolves `longest`."""
+        name = self.model_input_names[0]
+        samples = processed_features[name]
+        length = len(samples) if padding_strategy == PaddingStrategy.DO_NOT_PAD else max(max_length, len(samples))
+        if pad_to_multiple_of is not None and padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            length += -length % pad_to_multiple_of
+        missing = (0, length - len(samples))
+        padded = {**processed_features, name: np.pad(samples, missing, constant_values=self.padding_value)}
+        if return_attention_mask:
+            padded["attention_mask"] = np.pad(np.ones(len(samples), dtype=np.int32), missing)
+        return padded
 
     def load_audio(self, path: str | os.PathLike | io.IOBase) -> dict[str, np.ndarray | int]:
         """

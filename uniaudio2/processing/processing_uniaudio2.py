@@ -459,13 +459,9 @@ class UniAudio2Processor(ProcessorMixin):
         Returns:
             `list[AudioCodes]`: The codes of each recording, on the CPU. They can be passed as `audio` anywhere.
         """
-        codec = self.codec
         inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
-        with torch.no_grad():
-            encoded = codec.encode(
-                input_values=inputs["input_values"].to(codec.device, codec.dtype),
-                padding_mask=inputs["padding_mask"].to(codec.device),
-            )
+        # Samples may stay on the CPU: the codec moves them window by window.
+        encoded = self.codec.encode(input_values=inputs["input_values"], padding_mask=inputs["padding_mask"])
         return [
             AudioCodes(reasoning[:, reasoning_mask].cpu(), reconstruction[:, reconstruction_mask].cpu())
             for reasoning, reasoning_mask, reconstruction, reconstruction_mask in zip(
@@ -658,6 +654,9 @@ class UniAudio2Processor(ProcessorMixin):
             skip_special_tokens (`bool`, *optional*, defaults to `True`): Whether to leave special tokens out of texts.
             generation_mode (`str`, *optional*): `"text"` (also if `None`) or `"audio"`.
         """
+        if generation_mode == "audio" and isinstance(generated_outputs, torch.Tensor) and generated_outputs.ndim == 2:
+            # The pipeline joins the sequences of a batch.
+            generated_outputs = torch.stack(self.row_format.split_sequences(generated_outputs))
         decoded = self.batch_decode(
             generated_outputs,
             skip_special_tokens=skip_special_tokens,
@@ -703,20 +702,22 @@ class UniAudio2Processor(ProcessorMixin):
         return answer.codes
 
     def _waveforms(self, codes: list[AudioCodes], generator: Any = None, **kwargs) -> list[torch.Tensor]:
-        waveforms = []
-        for index, item in enumerate(codes):
-            if item.reconstruction_codes is None or item.reconstruction_codes.shape[-1] == 0:
-                logger.warning("There are no reconstruction codes to decode: the waveform is empty.")
-                waveforms.append(torch.zeros(0))
-                continue
-            own_generator = generator[index] if isinstance(generator, (list, tuple)) else generator
-            with torch.no_grad():
-                decoded = self.codec.decode(
-                    reconstruction_codes=item.reconstruction_codes[None].to(self.codec.device),
-                    generator=own_generator,
-                    **kwargs,
-                )
-            waveforms.append(decoded.audio_values[0].flatten().float().cpu())
+        """Run the codec once for all items that have frames."""
+        frames = [item.reconstruction_codes for item in codes]
+        present = [index for index, item in enumerate(frames) if item is not None and item.shape[-1] > 0]
+        if len(present) < len(codes):
+            logger.warning(f"{len(codes) - len(present)} items have no frames to decode: their waveforms are empty.")
+        waveforms = [torch.zeros(0) for _ in codes]
+        if not present:
+            return waveforms
+        if isinstance(generator, (list, tuple)):
+            generator = [generator[index] for index in present]
+        padded = torch.nn.utils.rnn.pad_sequence([frames[index].T for index in present], True, padding_value=-1)
+        decoded = self.codec.decode(
+            reconstruction_codes=padded.transpose(1, 2).to(self.codec.device), generator=generator, **kwargs
+        )
+        for index, audio, mask in zip(present, decoded.audio_values, decoded.padding_mask, strict=True):
+            waveforms[index] = audio[0, mask].float().cpu()
         return waveforms
 
 

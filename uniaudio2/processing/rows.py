@@ -4,6 +4,7 @@ A row is one position of the sequence: eight audio ids and a text id. In a text 
 row the text id is 0; which kind a row is stands beside it in `mm_token_type_ids`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -259,6 +260,37 @@ class RowFormat:
         markers = torch.tensor(list(self._markers()), device=ids.device)
         return bool(((audio == audio[:, :1]).all(-1) & torch.isin(audio[:, 0], markers)).any())
 
+    def split_sequences(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Undo the joining of a batch of sequences, whose number is no longer known, into one tensor.
+
+        All have the same length, and each begins with the bos row of a prompt, after padding or not, and ends with
+        audio or padding. So do the turns of one conversation, if by chance they are equally long; but these have no
+        padding and are complete. What might be either is taken for a conversation: an example is no answer.
+        """
+        kinds = "".join(map(self._kind, rows.tolist()))
+        for count in range(kinds.count("b"), 1, -1):
+            length, rest = divmod(len(kinds), count)
+            parts = [kinds[start : start + length] for start in range(0, len(kinds), length)]
+            are_sequences = rest == 0 and all(re.fullmatch("p*b.*[aep]", part) for part in parts)
+            are_turns = all(re.fullmatch("b.*e", part) for part in parts[:-1]) and parts[-1].startswith("b")
+            if are_sequences and not are_turns:
+                return list(rows.split(length))
+        return [rows]
+
+    def _kind(self, row: list[int]) -> str:
+        """
+        The kind of a row as a letter: padding, bos of a text, other text, end of a recording, other audio.
+
+        Audio rows have text id 0. Of padding rows only the text id is certain: pipelines fill in their own audio ids.
+        """
+        *frame, text_id = row
+        if text_id == self.text_pad_token_id:
+            return "p"
+        if text_id == 0 or any(frame):
+            return "e" if set(frame) == {self.reconstruction_eos_token_id + self.reasoning_vocab_size} else "a"
+        return "b" if text_id == self.text_bos_token_id else "t"
+
     def text_ids(self, rows: torch.Tensor) -> torch.Tensor:
         """The ids of the text rows of a sequence `(sequence_length, num_codebooks + 1)`, without padding."""
         text = rows[:, -1]
@@ -277,11 +309,11 @@ class RowFormat:
         """
         markers = self._markers()
         part, reasoning, reconstruction = "closed", [], []
-        for frame, text_id in zip(rows[:, :-1].tolist(), rows[:, -1].tolist(), strict=True):
-            # Audio rows have text id 0. Of padding rows only the text id is certain: pipelines fill in their own.
-            if text_id == self.text_pad_token_id or (text_id != 0 and not any(frame)):
+        for row in rows.tolist():
+            if self._kind(row) not in "ae":
                 part = "closed"
                 continue
+            frame = row[:-1]
             marker = markers.get(frame[0]) if len(set(frame)) == 1 else None
             if part == "closed":
                 part, reasoning, reconstruction = "reasoning", [], []
