@@ -646,7 +646,7 @@ def _initialize_weight_norm(module: nn.Module) -> None:
     magnitude, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
     init.kaiming_uniform_(direction, a=5**0.5)
     normalised = [dim for dim, size in enumerate(magnitude.shape) if size == 1]
-    init.copy_(magnitude, direction.norm(dim=normalised, keepdim=True))
+    init.copy_(magnitude, torch.linalg.vector_norm(direction, dim=normalised, keepdim=True))
 
 
 def _load_scheduler(pretrained_model_name_or_path: str | os.PathLike, kwargs: dict) -> SchedulerMixin:
