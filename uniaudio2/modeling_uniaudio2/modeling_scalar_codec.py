@@ -207,7 +207,7 @@ class ScalarCodec(nn.Module):
         return self.encoder(waveform)
 
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Round latents to multiples of `1 / num_levels`, half to even; values beyond -1 and 1 stay (released code)."""
+        """Round latents to multiples of `1 / num_levels`, half to even; values beyond -1 and 1 stay, as released."""
         return torch.round(latents * self.config.num_levels) / self.config.num_levels
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ from transformers import Trainer
 from ..modeling_uniaudio2.modeling_codec_front_ends import ReasoningCodecFeatures
 from ..modeling_uniaudio2.modeling_reasoning_branch import ReasoningBranch
 from ..modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
-from ..modeling_uniaudio2.modeling_scalar_codec import ScalarCodec
 from .front_ends import LetterLabels
 from .waveforms import PaddedWaveforms, WaveformDataset
 
@@ -64,11 +63,18 @@ class FeatureBatches(Dataset):
                 }
             )
 
-    def add_latents(self, scalar_codec: ScalarCodec, dataset: WaveformDataset) -> None:
-        """Put the scalar codec's latents, the target of the flow decoder, beside the features."""
-        for item, (waveform, _, _) in zip(self.items, self._batches(dataset, "latents"), strict=True):
-            with torch.no_grad():
-                item["features"]["latents"] = scalar_codec.encode(waveform[:, None]).transpose(1, 2).half()
+    @torch.no_grad()
+    def add_targets(self, codec: ReasoningCodecModel, dataset: WaveformDataset) -> None:
+        """Put beside the features what the reconstruction stage takes from frozen parts: the quantised reasoning, and
+        the scalar codec's latents, which the flow decoder learns to paint."""
+        codec.eval()
+        for index, (waveform, _, _) in enumerate(self._batches(dataset, "latents")):
+            given = self[index]["features"]
+            latents = codec.scalar_codec.encode(waveform[:, None].to(codec.device)).transpose(1, 2)
+            reasoning = codec.reasoning_branch(
+                given["whisper"].to(codec.device), given["music_semantic"].to(codec.device)
+            ).quantized
+            self.items[index]["features"] |= {"latents": latents.half().cpu(), "reasoning": reasoning.half().cpu()}
 
     def _batches(self, dataset: WaveformDataset, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         collate = PaddedWaveforms(self.unit)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
 from ..processing.rows import AudioCodes
@@ -15,7 +16,7 @@ from .waveforms import PaddedWaveforms, WaveformDataset
 
 
 def encode_corpus(codec: ReasoningCodecModel, dataset: WaveformDataset, batch_size: int, path: Path) -> None:
-    """Write the codes of a split: a list of dicts with `reasoning_codes` and `reconstruction_codes` (int16), `text`."""
+    """Write the codes of a split: dicts with `reasoning_codes` and `reconstruction_codes` (int16), and `text`."""
     collate = PaddedWaveforms(1)
     codes = []
     for start in tqdm(range(0, len(dataset), batch_size), desc="codes"):
@@ -55,22 +56,25 @@ class TaskExamples(Dataset):
     def __getitem__(self, index: int) -> dict:
         recording = self.recordings[index // len(self.tasks)]
         audio = AudioCodes(recording["reasoning_codes"].long(), recording["reconstruction_codes"].long())
-        # The length is what batches are grouped by.
-        frames = recording["reasoning_codes"].shape[1] + recording["reconstruction_codes"].shape[1]
-        return {
-            "task": self.tasks[index % len(self.tasks)],
-            "audio": audio,
-            "text": recording["text"],
-            "length": frames,
-        }
+        return {"task": self.tasks[index % len(self.tasks)], "audio": audio, "text": recording["text"]}
+
+    def lengths(self) -> list[int]:
+        """Reconstruction frames of each example, by which batches are put together."""
+        frames = [recording["reconstruction_codes"].shape[1] for recording in self.recordings]
+        return [length for length in frames for _ in self.tasks]
 
 
 class LanguageModelTrainer(Trainer):
-    """[`~transformers.Trainer`] that logs the text loss and the audio loss beside their sum."""
+    """[`~transformers.Trainer`] on [`TaskExamples`], in batches of similar lengths; logs both parts of the loss."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.parts: dict[str, list[float]] = {}
+
+    def _get_train_sampler(self, train_dataset: TaskExamples | None = None) -> LengthGroupedSampler:
+        # transformers' own choice of this sampler reads lengths from `input_ids`, which are not made yet.
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=dataset.lengths())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)

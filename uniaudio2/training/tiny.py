@@ -192,7 +192,7 @@ class TinyRecipe:
         # The later training of the decoder leaves the encoder, and so the latents, as they are.
         load_model(codec.scalar_codec, str(self.work_dir / "scalar_codec" / "model.safetensors"))
         batches = torch.load(self.work_dir / "features" / "features.pt", weights_only=False)
-        batches.add_latents(codec.scalar_codec, self.train_split(self.window_samples()))
+        batches.add_targets(codec, self.train_split(self.window_samples()))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(batches, folder / "features.pt")
         codec.save_pretrained(folder / "codec")
@@ -224,9 +224,15 @@ class TinyRecipe:
             UniAudio2FeatureExtractor(), tokenizer, **audio_ids(self.codec_config()), default_task="TTS"
         )
         model = UniAudio2ForConditionalGeneration(self.language_model_config(tokenizer))
-        arguments = {"train_sampling_strategy": "group_by_length", **section["arguments"]}
         collator = UniAudio2DataCollator(processor, condition_dropout=section["condition_dropout"])
-        train(LanguageModelTrainer, model, TaskExamples(recordings, section["tasks"]), collator, folder, arguments)
+        train(
+            LanguageModelTrainer,
+            model,
+            TaskExamples(recordings, section["tasks"]),
+            collator,
+            folder,
+            section["arguments"],
+        )
         model.generation_config.update(**section["generation"])
         model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
@@ -250,8 +256,7 @@ class TinyRecipe:
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
         processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
         processor.codec = codec
-        for part in (model, processor):
-            part.save_pretrained(self.output)
+        model.save_pretrained(self.output)
         processor.save_pretrained(self.output, save_codec=True)
         (self.output / "provenance.json").write_text(json.dumps(self.recipe["provenance"], indent=2) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
