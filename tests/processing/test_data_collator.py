@@ -96,6 +96,10 @@ def test_rows_made_before_are_taken_as_they_are(processor, examples):
     ready = {name: batch[name][0].tolist() for name in ("input_ids", "mm_token_type_ids", "labels")}
     again = collator([ready])
     assert all(torch.equal(batch[name], again[name]) for name in batch)
+    with pytest.raises(ValueError, match=r"Rows have shapes \(length, 9\)"):
+        collator([{**ready, "labels": ready["labels"][1:]}])
+    with pytest.raises(ValueError, match=r"Rows have shapes \(length, 9\)"):
+        collator([{**ready, "input_ids": [1, 2, 3]}])
     del ready["labels"]
     with pytest.raises(ValueError, match="needs 'labels' too"):
         collator([ready])

@@ -136,6 +136,7 @@ def test_any_recording_survives_the_way_there_and_back():
 
 def test_rows_of_audio_are_told_from_texts_of_nine_ids():
     assert FORMAT.is_sequence(rows_of(recording(1)).input_ids)
+    assert FORMAT.is_sequence(FORMAT.prompt_rows(TASKS["TTS"], {"text": [5]}, [3]).input_ids)
     texts = torch.randint(100, (12, 9), generator=torch.Generator().manual_seed(0))
     assert not FORMAT.is_sequence(texts)
     assert not FORMAT.is_sequence(torch.full((12, 9), FORMAT.text_pad_token_id))

@@ -74,7 +74,8 @@ class UniAudio2DataCollator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         generator = self._own_generator()
-        sequences: list[Rows | None] = [_ready_rows(feature) for feature in features]
+        width = self.processor.num_codebooks + 1
+        sequences: list[Rows | None] = [_ready_rows(feature, width) for feature in features]
         open_ = [index for index, rows in enumerate(sequences) if rows is None]
         if open_:
             turns = [self._turns(features[index], generator) for index in open_]
@@ -116,7 +117,7 @@ class UniAudio2DataCollator:
         return self._generator
 
 
-def _ready_rows(feature: Mapping[str, Any]) -> Rows | None:
+def _ready_rows(feature: Mapping[str, Any], width: int) -> Rows | None:
     """The rows of an example that brings them."""
     names = ("input_ids", "mm_token_type_ids", "labels")
     if "input_ids" not in feature:
@@ -124,7 +125,15 @@ def _ready_rows(feature: Mapping[str, Any]) -> Rows | None:
     missing = [name for name in names if feature.get(name) is None]
     if missing:
         raise ValueError(f"An example with 'input_ids' needs {', '.join(map(repr, missing))} too.")
-    return Rows(*(torch.as_tensor(feature[name]) for name in names))
+    rows = Rows(*(torch.as_tensor(feature[name]) for name in names))
+    shapes = [tuple(value.shape) for value in (rows.input_ids, rows.mm_token_type_ids, rows.labels)]
+    length = shapes[0][0] if shapes[0] else 0
+    if shapes != [(length, width), (length,), (length, width)]:
+        raise ValueError(
+            f"Rows have shapes (length, {width}), (length,) and (length, {width}) in {', '.join(map(repr, names))}, but "
+            f"got {', '.join(map(str, shapes))}."
+        )
+    return rows
 
 
 def _with_rate(task: TaskFormat, feature: Mapping[str, Any]) -> dict[str, Any]:

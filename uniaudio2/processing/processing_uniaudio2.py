@@ -262,7 +262,9 @@ class UniAudio2Processor(ProcessorMixin):
         if self._codec is not None:
             return self._codec.device
         if self._codec_device is None:
-            return torch.accelerator.current_accelerator() or torch.device("cpu")
+            # A PyTorch built for an accelerator names it even where there is none.
+            available = torch.accelerator.is_available()
+            return torch.accelerator.current_accelerator() if available else torch.device("cpu")
         return self._codec_device
 
     @codec_device.setter

@@ -252,13 +252,15 @@ class RowFormat:
         """
         Whether a two-dimensional tensor is one sequence of rows, not a batch of texts that are as long as a row.
 
-        A sequence with audio in it has rows that repeat one of the marker ids in all codebooks.
+        A sequence has rows that only have a bos of a text, or repeat one of the marker ids in all codebooks.
         """
         if ids.ndim != 2 or ids.shape[-1] != self.num_codebooks + 1:
             return False
-        audio = ids[:, :-1]
+        audio, text = ids[:, :-1], ids[:, -1]
         markers = torch.tensor(list(self._markers()), device=ids.device)
-        return bool(((audio == audio[:, :1]).all(-1) & torch.isin(audio[:, 0], markers)).any())
+        is_marker = (audio == audio[:, :1]).all(-1) & torch.isin(audio[:, 0], markers)
+        is_bos = (audio == 0).all(-1) & (text == self.text_bos_token_id)
+        return bool((is_marker | is_bos).any())
 
     def split_sequences(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """
