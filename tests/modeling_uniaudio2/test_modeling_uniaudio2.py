@@ -403,7 +403,7 @@ def test_flash_attention_is_not_refused():
 
 @torch.no_grad()
 def test_decode_step_compiles_into_one_graph(make_language_model, make_rows, batch_rows):
-    model = make_language_model()
+    model = make_language_model(num_hidden_layers=3)
     batch = batch_rows(make_rows("ttaa", seed=1), make_rows("ta", seed=2))
     caches = [StaticCache(model.config, max_cache_len=8) for _ in range(2)]
     for cache in caches:
