@@ -130,8 +130,8 @@ def _ready_rows(feature: Mapping[str, Any], width: int) -> Rows | None:
     length = shapes[0][0] if shapes[0] else 0
     if shapes != [(length, width), (length,), (length, width)]:
         raise ValueError(
-            f"Rows have shapes (length, {width}), (length,) and (length, {width}) in {', '.join(map(repr, names))}, but "
-            f"got {', '.join(map(str, shapes))}."
+            f"Rows have shapes (length, {width}), (length,) and (length, {width}) in {', '.join(map(repr, names))}, "
+            f"but got {', '.join(map(str, shapes))}."
         )
     return rows
 

@@ -779,7 +779,12 @@ def _cropped(codes: AudioCodes, max_frames: int, generator: torch.Generator) -> 
 
 def _write_audio(waveform: Any, path: Path, sampling_rate: int) -> None:
     samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-    if samples.ndim not in (1, 2) or samples.size == 0:
+    if samples.size == 0:
+        raise ValueError(
+            f"There is no audio to write to {str(path)!r}: the waveform has no samples. If it was generated, the "
+            "answer held no reconstruction frames: raise `max_new_tokens` or try another seed."
+        )
+    if samples.ndim not in (1, 2):
         raise ValueError(f"A waveform has shape (samples,) or (channels, samples), but got {samples.shape}.")
     if not np.isfinite(samples).all():
         raise ValueError("The waveform holds NaN or infinite samples and is not written.")
