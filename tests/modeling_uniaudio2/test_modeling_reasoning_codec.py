@@ -538,6 +538,18 @@ class TestLoading:
         codebook = loaded.reasoning_branch.quantizer.layers[0]._codebook
         assert codebook.initted and torch.equal(codebook.embed, codebook.embed_avg) and codebook.embed.std() > 0.01
 
+    def test_a_file_that_lost_weights_is_an_error(self, codec: ReasoningCodecModel, tmp_path):
+        weights = {name: value for name, value in codec.state_dict().items() if "query_token" not in name}
+        codec.save_pretrained(tmp_path, state_dict=weights)
+        with pytest.raises(ValueError, match=r"reasoning_branch\.query_token is missing"):
+            ReasoningCodecModel.from_pretrained(tmp_path)
+
+    def test_weights_of_other_sizes_are_an_error(self, codec: ReasoningCodecModel, tmp_path):
+        codec.save_pretrained(tmp_path)
+        make_codec_config(reasoning_codebook_size=16, architectures=["ReasoningCodecModel"]).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"has shape .*; and 21 more"):
+            ReasoningCodecModel.from_pretrained(tmp_path)
+
     def test_codebooks_stay_in_single_precision(self, codec: ReasoningCodecModel, tmp_path):
         codec.save_pretrained(tmp_path)
         loaded = ReasoningCodecModel.from_pretrained(tmp_path, dtype=torch.bfloat16)

@@ -122,13 +122,8 @@ class ReasoningCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
             init.copy_(module.weight_magnitude, module.weight_direction.norm(dim=1, keepdim=True))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, CodecFrontEnds):
-            # transformers initialises the weight of this convolution, which weight norm has replaced by two factors.
-            _initialize_weight_norm(module.wavlm.encoder.pos_conv_embed.conv)
-        elif parametrize.is_parametrized(module, "weight"):  # the scalar codec
+        elif isinstance(module, parametrize.ParametrizationList):  # weight norm of the scalar codec
             _initialize_weight_norm(module)
-            bound = module.parametrizations.weight.original1[0].numel() ** -0.5
-            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.Linear, nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm)):
             module.reset_parameters()
         elif isinstance(module, nn.PReLU):
@@ -201,13 +196,44 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args, **kwargs):
-        """As [`~transformers.PreTrainedModel.from_pretrained`]; the scheduler comes from the folder `scheduler/`."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As [`~transformers.PreTrainedModel.from_pretrained`]; the scheduler comes from the folder `scheduler/`. A
+        checkpoint of this very class must be complete: random weights in the place of lost ones would only be heard.
+
+        Raises:
+            ValueError: If the checkpoint was saved from this class and lacks some of its weights, if weights have
+            other
+                shapes (unless `ignore_mismatched_sizes=True`), or if diffusers does not have its scheduler.
+            OSError: If there is no `scheduler/scheduler_config.json`.
+        """
+        ignores_mismatches = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        faults = []
+        if cls.__name__ in (model.config.architectures or []):
+            faults += [f"{name} is missing" for name in sorted(info["missing_keys"])]
+        if not ignores_mismatches:
+            faults += [
+                f"{name} has shape {tuple(found)} and not {tuple(expected)}"
+                for name, found, expected in sorted(info["mismatched_keys"])
+            ]
+        if faults:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} are not those of the {cls.__name__} of its config: "
+                f"{'; '.join(faults[:3])}{f'; and {len(faults) - 3} more' if len(faults) > 3 else ''}. Fetch it again."
+            )
         if pretrained_model_name_or_path is not None:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.scheduler = _load_scheduler(pretrained_model_name_or_path, kwargs)
-        return loaded
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Also the positional convolution of WavLM, whose weight transformers initialises where weight norm has
+        replaced it by two factors."""
+        super().initialize_weights()
+        _initialize_weight_norm(self.front_ends.wavlm.encoder.pos_conv_embed.conv.parametrizations.weight)
 
     @torch.no_grad()
     def encode(
@@ -641,9 +667,9 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         return (torch.arange(frames, device=device) < lengths) & present
 
 
-def _initialize_weight_norm(module: nn.Module) -> None:
+def _initialize_weight_norm(factors: parametrize.ParametrizationList) -> None:
     """A random direction, and the magnitude that leaves it as it is."""
-    magnitude, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
+    magnitude, direction = factors.original0, factors.original1
     init.kaiming_uniform_(direction, a=5**0.5)
     normalised = [dim for dim, size in enumerate(magnitude.shape) if size == 1]
     init.copy_(magnitude, torch.linalg.vector_norm(direction, dim=normalised, keepdim=True))
