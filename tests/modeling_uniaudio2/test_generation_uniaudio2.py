@@ -448,7 +448,7 @@ def test_wrong_shapes_are_refused(language_model, make_rows):
         (0, -1, 64, "text ids .*0 and 63"),
         (0, -1, -1, "text ids"),
         (2, 3, 48, "audio ids .*0 and 47"),
-        (2, 0, -5, ""),
+        (2, 0, -5, "got"),
     ],
 )
 def test_ids_out_of_range_on_active_streams_are_refused(language_model, make_rows, row, stream, value, message):

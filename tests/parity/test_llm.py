@@ -1,9 +1,11 @@
 """The language model against what the released code computed on tiny models (`llm_fixture_*`)."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
-from numeric_fixtures import NumericFixture, assert_close, over_fixtures
+from numeric_fixtures import NumericFixture, assert_close, fixtures_folder, over_fixtures
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from uniaudio2.conversion.language_model import language_model_state_dict, original_language_model_state_dict
@@ -201,6 +203,19 @@ def test_conversion_and_back(fixture):
     back = original_language_model_state_dict(language_model_state_dict(weights, config), config)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
+
+
+def test_names_of_the_released_checkpoint():
+    """All tensors of the full-size model, with their shapes, on the meta device."""
+    path = fixtures_folder() / "llm_keys.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    recorded = {name: torch.Size(shape) for name, (shape, _) in json.loads(path.read_text()).items()}
+    config = UniAudio2Config.from_size("3b")
+    with torch.device("meta"):
+        model = UniAudio2ForConditionalGeneration(config)
+    original = original_language_model_state_dict(model.state_dict(), config)
+    assert {name: weight.shape for name, weight in original.items()} == recorded
 
 
 # --- Generation ---
