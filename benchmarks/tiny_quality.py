@@ -4,9 +4,9 @@
     python benchmarks/tiny_quality.py [--model FOLDER] [--output FILE] [--limit N]
 
 The recordings in `recordings/` are digit strings, none of which is in the training data: 100 by the voices of the
-training data, 25 by a voice that is not in it. An independent recogniser (pocketsphinx, a loop over the ten digits as grammar)
-judges what is said: in the recordings, in their reconstruction by the codec, and in what the model says for the same
-texts. The model's own transcriptions are judged too, and so is what it hears in its own speech.
+training data, 25 by a voice that is not in it. An independent recogniser (pocketsphinx with a loop over the digits as
+its grammar) judges what is said: in the recordings, in their reconstruction by the codec, and in what the model says
+for the same texts. The model's own transcriptions are judged too, and so is what it hears in its own speech.
 """
 
 import argparse

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus of noise with labels, laid out as the real one, and the shipped recipe cut down to seconds."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from uniaudio2.training.tiny import RECIPE
+from uniaudio2.training.waveforms import WaveformDataset
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def recipe() -> dict:
+    """The shipped recipe with two steps wherever it trains."""
+    recipe = copy.deepcopy(yaml.safe_load(RECIPE.read_text(encoding="utf-8")))
+    for section in recipe.values():
+        if "arguments" in section:
+            section["arguments"] |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0}
+            if section["arguments"]["per_device_train_batch_size"] > 1:
+                section["arguments"]["per_device_train_batch_size"] = 2
+            section["arguments"]["disable_tqdm"] = True
+    recipe["corpus"] |= {"num_train": 8, "num_validation": 1, "num_heldout": 2, "num_unseen": 1}
+    recipe["scalar_codec"]["crop_samples"] = 4800
+    return recipe
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder with a split `train` of eight short recordings of noise."""
+    rng = np.random.default_rng(0)
+    texts = ["one two", "three", "nine four", "seven", "two six", "zero", "five", "eight one"]
+    lengths = [12000, 9000, 15000, 9600, 19200, 7200, 9600, 14000]
+    samples = [(3000 * rng.standard_normal(length)).astype(np.int16) for length in lengths]
+    starts = np.cumsum([0, *lengths])
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    np.save(folder / "train.npy", np.concatenate(samples))
+    rows = [
+        {"id": f"train-{i}", "voice": "noise", "text": text, "start": int(starts[i]), "num_samples": lengths[i]}
+        for i, text in enumerate(texts)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def dataset(corpus) -> WaveformDataset:
+    return WaveformDataset(corpus, "train")
