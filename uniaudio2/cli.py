@@ -44,15 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="do one task: speak, transcribe, describe, ...")
-    run.add_argument(
-        "--task", help="by default TTS for a text and ASR for a recording; `uniaudio2 info` lists the tasks"
-    )
+    run.add_argument("--task", help="by default TTS for a text, ASR for a recording; see `uniaudio2 info`")
     run.add_argument("--text", help="the text of the task: words to speak, a caption, a question")
     run.add_argument("--audio", help="the recording of the task (wav, flac, ogg, opus, mp3)")
     run.add_argument("--output", type=Path, help="where to write the audio a task produces (wav, flac, ogg, mp3)")
-    run.add_argument(
-        "--max-new-tokens", type=int, help="most text tokens or audio frames (17.5 frames are one second)"
-    )
+    run.add_argument("--max-new-tokens", type=int, help="most text tokens, or audio frames (17.5 are a second)")
     run.add_argument("--temperature", type=float, help="0 takes the likeliest token; higher values vary more")
     run.add_argument("--top-k", type=int, help="sample among this many likeliest tokens")
     run.add_argument("--top-p", type=float, help="sample among the likeliest tokens that sum to this probability")
@@ -230,7 +226,11 @@ class _Progress(StoppingCriteria):
 def _bar(description: str, unit: str, module: torch.nn.Module):
     """A progress bar that counts how often a module runs."""
     with tqdm(desc=description, unit=unit, file=sys.stderr, leave=False) as bar:
-        hook = module.register_forward_hook(lambda *_: bar.update())
+
+        def count(*_) -> None:  # what a hook returns would take the place of the module's output
+            bar.update()
+
+        hook = module.register_forward_hook(count)
         try:
             yield
         finally:

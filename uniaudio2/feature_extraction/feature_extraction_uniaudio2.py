@@ -46,6 +46,7 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names: ClassVar[list[str]] = ["input_values", "padding_mask"]
+    _auto_class = "AutoFeatureExtractor"
 
     def __init__(self, feature_size: int = 1, sampling_rate: int = 24_000, padding_value: float = 0.0, **kwargs):
         if feature_size != 1:

@@ -2,6 +2,7 @@
 """Configurations of the ReasoningCodec and of its parts. The defaults are the sizes of the released codec."""
 
 import math
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, WavLMConfig, WhisperConfig
@@ -247,6 +248,8 @@ class ReasoningCodecConfig(PreTrainedConfig):
     """
 
     model_type = "reasoning_codec"
+    # Saved folders carry the code of their classes, for processes that do not have this package.
+    _auto_class: ClassVar[str | None] = "AutoConfig"
     sub_configs_defaults = {  # noqa: RUF012  (declared so by transformers)
         "whisper_config": SubConfigSpec(
             WhisperConfig,

@@ -161,6 +161,8 @@ class UniAudio2Config(PreTrainedConfig):
     """
 
     model_type = "uniaudio2"
+    # Saved folders carry the code of their classes, for processes that do not have this package.
+    _auto_class: ClassVar[str | None] = "AutoConfig"
     # Not batched along rows: `Trainer.predict` must not gather them.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",

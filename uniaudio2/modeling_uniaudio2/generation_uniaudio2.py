@@ -271,14 +271,16 @@ class UniAudio2GenerationMixin(GenerationMixin):
         model_kwargs: dict[str, Any] | None = None,
         **kwargs,
     ) -> LogitsProcessorList:
-        if generation_config.answers_in_audio:
+        # Continuous batching comes here with a config of its own, which `_prepare_generation_config` has not seen.
+        generator = getattr(generation_config, "generator", None)
+        if getattr(generation_config, "answers_in_audio", False):
             # They see what a codebook has generated and not the prompt, so its padding (`model_kwargs`) is no matter.
             return super()._get_logits_processor(generation_config, *args, **kwargs)
         processors = super()._get_logits_processor(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
-        if generation_config.generator is not None and generation_config.do_sample:
+        if generator is not None and generation_config.do_sample:
             if generation_config.num_beams is not None and generation_config.num_beams > 1:
                 raise ValueError("`generator` does not apply to beams: seed torch's own generator instead.")
-            processors.append(SeededChoice(generation_config.generator))
+            processors.append(SeededChoice(generator))
         return processors
 
     def _sample(

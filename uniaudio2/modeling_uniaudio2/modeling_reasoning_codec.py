@@ -160,6 +160,8 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         config ([`ReasoningCodecConfig`]): Sizes and windows.
     """
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: ReasoningCodecConfig):
         super().__init__(config)
         self.front_ends = CodecFrontEnds(config)
@@ -193,6 +195,9 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """As [`~transformers.PreTrainedModel.save_pretrained`]; the scheduler goes to the folder `scheduler/`."""
         self.scheduler.save_pretrained(os.path.join(save_directory, SCHEDULER_FOLDER))
+        self.config.auto_map = {
+            "AutoModelForAudioTokenization": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"
+        }
         super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
@@ -203,8 +208,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
 
         Raises:
             ValueError: If the checkpoint was saved from this class and lacks some of its weights, if weights have
-            other
-                shapes (unless `ignore_mismatched_sizes=True`), or if diffusers does not have its scheduler.
+                other shapes (unless `ignore_mismatched_sizes=True`), or if diffusers does not have its scheduler.
             OSError: If there is no `scheduler/scheduler_config.json`.
         """
         ignores_mismatches = kwargs.pop("ignore_mismatched_sizes", False)

@@ -12,6 +12,7 @@ zero key and a zero value, which dilutes), as in the released code. From the hid
 the next text id, and the depth decoder writes the codes of the next audio frame, one codebook after the other.
 """
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -171,6 +172,7 @@ class UniAudio2PreTrainedModel(PreTrainedModel):
 class UniAudio2Model(UniAudio2PreTrainedModel):
     """Embeddings and the stack of understanding, cross-modal and generation layers, without heads."""
 
+    _auto_class = "AutoModel"
     generation_config = None  # `get_compiled_call` asks for it
 
     def __init__(self, config: UniAudio2Config):
@@ -376,6 +378,7 @@ class UniAudio2DepthDecoder(UniAudio2PreTrainedModel):
 class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2GenerationMixin):
     """The stack with the text head, the depth decoder and the heads of the codebooks: it reads and writes both."""
 
+    _auto_class = "AutoModelForTextToWaveform"
     # The released text head is a tensor of its own; tied only if `config.tie_word_embeddings`.
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     # The losses have two normalisers (text ids and audio frames), `num_items_in_batch` is one number.
@@ -388,6 +391,15 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
         self.depth_decoder = UniAudio2DepthDecoder(config.depth_decoder_config)
         self.audio_head = UniAudio2AudioHead(config)
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """As [`~transformers.PreTrainedModel.save_pretrained`]; the saved code serves several Auto classes."""
+        module = __name__.rpartition(".")[2]
+        self.config.auto_map = {
+            "AutoModel": f"{module}.{UniAudio2Model.__name__}",
+            "AutoModelForMultimodalLM": f"{module}.{type(self).__name__}",
+        }
+        super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple
     def forward(

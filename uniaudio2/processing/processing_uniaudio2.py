@@ -88,6 +88,8 @@ class UniAudio2Processor(ProcessorMixin):
     ```
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(
         self,
         feature_extractor,

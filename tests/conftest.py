@@ -158,3 +158,14 @@ def tone():
         return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(model, codec, tokenizer, tmp_path_factory):
+    """The random models as a model folder, laid out as every other."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor = UniAudio2Processor(UniAudio2FeatureExtractor(), tokenizer, **AUDIO_IDS)
+    processor.codec = codec
+    processor.save_pretrained(folder, save_codec=True)
+    return folder

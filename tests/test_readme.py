@@ -1,0 +1,31 @@
+"""Every example of the README runs, in the order of the page, as a reader would try them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from uniaudio2.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```(python|bash)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_there_are_five_examples():
+    assert len(EXAMPLES) == 5
+
+
+@pytest.mark.checkpoint
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
+    # One test, because the examples build on each other: one listens to what another has spoken.
+    monkeypatch.chdir(tmp_path)
+    for language, source in EXAMPLES:
+        if language == "python":
+            exec(compile(source, "README.md", "exec"), {})
+            continue
+        for line in source.splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "uniaudio2"
+            assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+    assert {path.name for path in tmp_path.iterdir()} == {"spoken.wav", "out.wav", "again.wav"}
