@@ -295,6 +295,19 @@ def test_a_cache_may_hold_the_beginning_of_the_prompt(language_model, make_rows)
     assert torch.equal(sequences, expected)
 
 
+def test_parts_may_be_offloaded(language_model, make_rows, tmp_path):
+    """With weights on disk until they are needed, the answers of both kinds stay the same."""
+    language_model.save_pretrained(tmp_path / "model")
+    offloaded = type(language_model).from_pretrained(
+        tmp_path / "model",
+        device_map={"model": "disk", "lm_head": "cpu", "depth_decoder": "disk", "audio_head": "disk"},
+        offload_folder=tmp_path / "offload",
+    )
+    for options in ({"generation_mode": "audio", "guidance_scale": 2.0}, {"generation_mode": "text"}):
+        expected = language_model.generate(**make_rows("tat"), **options, max_new_tokens=3)
+        assert torch.equal(offloaded.generate(**make_rows("tat"), **options, max_new_tokens=3), expected)
+
+
 def test_plain_text_may_be_answered_in_audio(language_model, make_rows):
     rows = make_rows("tttt")
     expected = language_model.generate(**rows, generation_mode="audio", max_new_tokens=2)
