@@ -46,7 +46,6 @@ AUDIO_FILE_FORMATS = {"opus": {"format": "OGG", "subtype": "OPUS"}}
 TRANSCRIPTION_TASKS = {
     **dict.fromkeys(("en", "english", "zh", "chinese", "mandarin"), "ASR"),
     **dict.fromkeys(("yue", "cantonese"), "Yue_ASR"),
-    "dialect": "D_ASR",
 }
 
 
@@ -441,7 +440,7 @@ class UniAudio2Processor(ProcessorMixin):
         Args:
             audio (recording or `list` of recordings): As in [`~UniAudio2Processor.__call__`].
             language (`str` or `list[str]`, *optional*):
-                `"en"`, `"zh"`, `"yue"` (Cantonese) or `"dialect"`; English and Chinese are told apart without it.
+                `"en"`, `"zh"` or `"yue"` (Cantonese); English and Chinese are told apart without it.
             prompt (`str` or `list[str]`, *optional*): An instruction in place of the task's own.
             sampling_rate (`int`, *optional*): Rate of the waveforms in hertz.
             kwargs: Padding options of [`~UniAudio2Processor.__call__`].

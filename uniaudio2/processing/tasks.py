@@ -130,9 +130,10 @@ _FORMATS = (
     ),
     TaskFormat(
         "D_ASR",
-        "dialect speech to its transcript",
+        # The release names the task only; the paper reports dysarthric recognition.
+        "dysarthric speech to its transcript",
         _SOURCE + _text("text", wrapper="transcription", target=True),
-        ("Transcribe the speech, which is in a dialect.", "Write down what the dialect speaker says."),
+        ("Transcribe the dysarthric speech.", "Write down what the speaker with dysarthria says."),
     ),
     TaskFormat(
         "lyric_recognition",
