@@ -50,6 +50,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     [
         ({"acoustic_num_quantizers": 5}, "must add up to `num_codebooks`"),
         ({"reasoning_head_dim": 24}, "multiple of `reasoning_head_dim`"),
+        ({"reasoning_head_dim": 16}, "`reasoning_head_dim` must be at least 32"),
         ({"flow_config": {**TINY_CODEC["flow_config"], "out_channels": 7}}, "`flow_config.out_channels` \\(7\\)"),
         ({"flow_config": {**TINY_CODEC["flow_config"], "in_channels": 40}}, "two latents and one condition: 44"),
         ({"wavlm_layers": (2, 4)}, "beyond the 3 layers of WavLM"),

@@ -334,6 +334,11 @@ class ReasoningCodecConfig(PreTrainedConfig):
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `reasoning_head_dim` "
                 f"({self.reasoning_head_dim})."
             )
+        if self.reasoning_head_dim < 32:
+            raise ValueError(
+                "`reasoning_head_dim` must be at least 32, as many channels as the rotary positions turn, got "
+                f"{self.reasoning_head_dim}."
+            )
         if self.flow_config.out_channels != self.latent_dim:
             raise ValueError(
                 f"`flow_config.out_channels` ({self.flow_config.out_channels}) must equal "
