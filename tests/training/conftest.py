@@ -22,12 +22,12 @@ def fixed_seed():
 def recipe() -> dict:
     """The shipped recipe with two steps wherever it trains."""
     recipe = copy.deepcopy(yaml.safe_load(RECIPE.read_text(encoding="utf-8")))
-    for section in recipe.values():
-        if "arguments" in section:
-            section["arguments"] |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0}
-            if section["arguments"]["per_device_train_batch_size"] > 1:
-                section["arguments"]["per_device_train_batch_size"] = 2
-            section["arguments"]["disable_tqdm"] = True
+    for section in [*recipe.values(), *recipe["language_model"]["stages"].values()]:
+        if "per_device_train_batch_size" in section.get("arguments", {}):
+            arguments = section["arguments"]
+            arguments |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0, "disable_tqdm": True}
+            # One stays one: where items are batches already.
+            arguments["per_device_train_batch_size"] = min(2, arguments["per_device_train_batch_size"])
     recipe["corpus"] |= {"num_train": 8, "num_validation": 1, "num_heldout": 2, "num_unseen": 1}
     recipe["scalar_codec"]["crop_samples"] = 4800
     return recipe

@@ -61,8 +61,8 @@ def test_scaled_to_data_latents_are_worth_rounding():
     before = codec.encode(waveform).std()
     scale_to_data(codec, waveform)
     after = codec.encode(waveform).std()
-    assert before < 0.1 < 0.4 < after
-    assert codec.decode(codec.encode(waveform)).std() == pytest.approx(waveform.std(), rel=0.3)
+    assert before < 0.2 < 0.4 < after
+    assert codec.decode(codec.encode(waveform)).std().item() == pytest.approx(waveform.std().item(), rel=0.3)
 
 
 def test_training_lowers_the_loss_and_goes_on_where_it_stopped(dataset, tmp_path):

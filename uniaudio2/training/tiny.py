@@ -216,23 +216,30 @@ class TinyRecipe:
         encode_corpus(codec, self.train_split(), self.recipe["features"]["batch_size"], folder / "train.pt")
 
     def language_model(self, folder: Path) -> None:
+        """Stage after stage, each from the weights of the one before: see the recipe."""
         section = self.recipe["language_model"]
         recordings = torch.load(self.work_dir / "codes" / "train.pt")
         prompts = [prompt for name in section["tasks"] for prompt in TASKS[name].prompts]
         tokenizer = train_tokenizer([row["text"] for row in recordings] + prompts, section["vocab_size"])
-        processor = UniAudio2Processor(
-            UniAudio2FeatureExtractor(), tokenizer, **audio_ids(self.codec_config()), default_task="TTS"
-        )
+        ids = audio_ids(self.codec_config())
+        processor = UniAudio2Processor(UniAudio2FeatureExtractor(), tokenizer, **ids, default_task="TTS")
         model = UniAudio2ForConditionalGeneration(self.language_model_config(tokenizer))
-        collator = UniAudio2DataCollator(processor, condition_dropout=section["condition_dropout"])
-        train(
-            LanguageModelTrainer,
-            model,
-            TaskExamples(recordings, section["tasks"]),
-            collator,
-            folder,
-            section["arguments"],
-        )
+        for name, stage in section["stages"].items():
+            weights = folder / name / "model.safetensors"
+            if weights.exists():
+                load_model(model, str(weights))
+                continue
+            chosen = [row for row in recordings if len(row["text"].split()) <= stage["max_words"]]
+            if stage["reasoning_only"]:
+                # The formats want a reconstruction: one frame of it is left.
+                chosen = [row | {"reconstruction_codes": row["reconstruction_codes"][:, :1]} for row in chosen]
+            collator = UniAudio2DataCollator(
+                processor, condition_dropout=stage["condition_dropout"], random_prompts=stage["random_prompts"]
+            )
+            arguments = {**section["arguments"], **stage["arguments"]}
+            examples = TaskExamples(chosen, stage["tasks"])
+            train(LanguageModelTrainer, model, examples, collator, folder / name, arguments)
+            save_model(model, str(weights))
         model.generation_config.update(**section["generation"])
         model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
@@ -251,13 +258,18 @@ class TinyRecipe:
         )
 
     def export(self, folder: Path) -> None:
-        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec")
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec", config=self.codec_config())
         load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder" / "model.safetensors"))
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
         processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
         processor.codec = codec
         model.save_pretrained(self.output)
         processor.save_pretrained(self.output, save_codec=True)
+        # To keep the folder small, the generator and what only training needs are stored in half precision, and loaded
+        # in single precision as all others. Encoders and codebooks stay exact, so that codes do.
+        halved = ("flow_decoder", "phone_feature_decoder", "structure_feature_decoder")
+        weights = {name: w.half() if name.startswith(halved) else w for name, w in codec.state_dict().items()}
+        codec.save_pretrained(self.output / "codec", state_dict=weights)
         (self.output / "provenance.json").write_text(json.dumps(self.recipe["provenance"], indent=2) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
 
