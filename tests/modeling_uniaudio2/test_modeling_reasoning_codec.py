@@ -577,10 +577,18 @@ class TestLoading:
 HOUR = """
 import resource, sys
 import torch
-from tiny_codec import make_codec
+from tiny_codec import TINY_CODEC, make_codec
+
+RELEASED_WINDOWS = {
+    "whisper_config": {**TINY_CODEC["whisper_config"], "max_source_positions": 1500},
+    "flow_config": {**TINY_CODEC["flow_config"], "max_positions": 500},
+    "window_seconds": 30.0,
+    "decode_window_seconds": 20.0,
+    "window_batch_size": 2,
+}
 
 def peak_of(seconds):
-    codec = make_codec(window_batch_size=16)
+    codec = make_codec(**RELEASED_WINDOWS)
     wave = 0.1 * torch.randn(1, seconds * 24000)
     encoded = codec.encode(wave, torch.ones_like(wave, dtype=torch.bool), encode_mode=sys.argv[1])
     assert encoded.reconstruction_codes.shape[-1] == int(seconds * 12.5) + (sys.argv[1] == "release")
