@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """How well the shipped checkpoint speaks, listens and reconstructs, on recordings it has never heard.
 
     python benchmarks/tiny_quality.py [--model FOLDER] [--output FILE] [--limit N]
@@ -27,10 +26,10 @@ from pocketsphinx import Decoder
 from pystoi import stoi
 from tqdm import tqdm
 
-from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor
+from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor, __version__
 
 HERE = Path(__file__).parent
-PACKAGES = ("uniaudio2", "torch", "transformers", "diffusers", "pocketsphinx", "jiwer", "pesq", "pystoi")
+PACKAGES = ("torch", "transformers", "diffusers", "pocketsphinx", "jiwer", "pesq", "pystoi")
 
 # `wip` and `lw` were chosen on other strings; the recogniser then makes 0 to 3% errors on these voices.
 GRAMMAR = """#JSGF V1.0;
@@ -170,6 +169,7 @@ def main() -> None:
     }
     results["versions"] = {
         "python": platform.python_version(),
+        "uniaudio2": __version__,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
     results["recogniser"] = "pocketsphinx, digit-loop grammar, wip=1e-4, lw=6.5, 16 kHz, peak 0.7, 0.3 s padding"

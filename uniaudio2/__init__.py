@@ -1,7 +1,7 @@
 """UniAudio 2.0 for transformers.
 
-Importing this package registers its classes with transformers' Auto classes, so that `AutoModel...`, `AutoProcessor` and
-`pipeline("text-to-audio", model=...)` find them.
+Importing this package registers its classes with transformers' Auto classes, so that `AutoModel...`, `AutoProcessor`
+and `pipeline("text-to-audio", model=...)` find them.
 """
 
 from pathlib import Path

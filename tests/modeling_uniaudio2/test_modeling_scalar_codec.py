@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The scalar autoencoder by itself; `tests/parity/test_codec_scalar.py` compares it with the release."""
 
 import math

@@ -49,7 +49,9 @@ def test_a_saved_processor_is_the_same_and_finds_its_codec(processor, codec, tmp
     processor.save_pretrained(tmp_path / "model", save_codec=True)
     shutil.move(tmp_path / "model", tmp_path / "moved")
     loaded = AutoProcessor.from_pretrained(tmp_path / "moved")
-    assert type(loaded) is UniAudio2Processor and loaded.to_dict() == processor.to_dict()
+    assert type(loaded) is UniAudio2Processor
+    # Saving has told the processor where its code will be.
+    assert loaded.to_dict() == {name: value for name, value in processor.to_dict().items() if name != "auto_map"}
     assert loaded._codec is None  # not before it is needed
     if not torch.accelerator.is_available():
         assert loaded.codec_device == torch.device("cpu")

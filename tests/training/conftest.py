@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """A corpus of noise with labels, laid out as the real one, and the shipped recipe cut down to seconds."""
 
 import copy

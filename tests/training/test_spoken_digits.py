@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The corpus: who says what is decided exactly, and held-out strings are never trained on."""
 
 import json

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The whole recipe, each training two steps long: what comes out is a model folder that speaks and listens."""
 
 import shutil

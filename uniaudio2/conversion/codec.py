@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Key table of the codec: names in the released `ReasoningCodec.checkpoint` to names in `ReasoningCodecModel`.
 
 The scalar autoencoder comes in a file of its own (`sqcodec.pth`), see `scalar_codec.py`.

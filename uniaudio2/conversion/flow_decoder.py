@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Key table of the flow transformer: names in the released checkpoint to names in `FlowDecoder1D`."""
 
 import torch

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Applying an explicit key table to the weights of a released checkpoint."""
 
 from collections.abc import Collection, Mapping

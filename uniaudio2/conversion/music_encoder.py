@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Key table of the music front end: names in the released BEST-RQ / MusicFM checkpoint to names in `MusicEncoder`."""
 
 import torch

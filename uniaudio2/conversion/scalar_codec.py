@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The released scalar autoencoder (`sqcodec.pth`, its `codec_model`) -> [`ScalarCodec`]."""
 
 import torch

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Configurations of the ReasoningCodec and of its parts. The defaults are the sizes of the released codec."""
 
 import math
@@ -93,7 +92,6 @@ class FlowDecoderConfig(PreTrainedConfig):
         num_timestep_channels (`int`, *optional*, defaults to 512): Channels of the sinusoidal time embedding.
         max_positions (`int`, *optional*, defaults to 3000): Latent frames that the position table covers.
         norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh linear weights.
     """
 
     model_type = "reasoning_codec_flow_decoder"
@@ -107,7 +105,6 @@ class FlowDecoderConfig(PreTrainedConfig):
     num_timestep_channels: int = 512
     max_positions: int = 3000
     norm_eps: float = 1e-6
-    initializer_range: float = 0.02
 
     @property
     def hidden_size(self) -> int:
@@ -133,7 +130,6 @@ class ScalarCodecConfig(PreTrainedConfig):
         res_kernel_size (`int`, *optional*, defaults to 7): Kernel of the residual units.
         causal (`bool`, *optional*, defaults to `True`): Whether convolutions see only the past.
         num_levels (`int`, *optional*, defaults to 9): Steps between 0 and 1 of the rounded latent.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
     """
 
     model_type = "reasoning_codec_scalar_codec"
@@ -152,7 +148,6 @@ class ScalarCodecConfig(PreTrainedConfig):
     res_kernel_size: int = 7
     causal: bool = True
     num_levels: int = 9
-    initializer_range: float = 0.02
 
     def validate_architecture(self):
         """Each stride needs its kernel, and the decoder must undo what the encoder reduced."""
@@ -244,7 +239,6 @@ class ReasoningCodecConfig(PreTrainedConfig):
             Weight of the error with which semantic music features are predicted from the structure stream. The release
             has the decoder for it and leaves it out of the loss.
         commitment_loss_weight (`float`, *optional*, defaults to 0.5): Weight of the quantizers' commitment.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh linear weights.
     """
 
     model_type = "reasoning_codec"
@@ -318,7 +312,6 @@ class ReasoningCodecConfig(PreTrainedConfig):
     phone_feature_loss_weight: float | int = 0.1
     structure_feature_loss_weight: float | int = 0.0
     commitment_loss_weight: float | int = 0.5
-    initializer_range: float = 0.02
 
     def validate_architecture(self):
         """The parts must fit each other: channels, codebooks, heads, layers and frame rates."""

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Losses of the codec's reconstruction stage."""
 
 import torch

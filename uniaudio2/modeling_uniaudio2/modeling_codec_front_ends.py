@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What the codec hears: Whisper, WavLM and the music encoder on one batch of waveform windows of equal length.
 
 Formula tables (resampling kernel, mel filters) are built where they are used and cached, rather than kept as buffers:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The one-dimensional flow transformer that turns codes into audio latents, and the loop that samples from it."""
 
 import copy

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The music front end of the codec: a BEST-RQ / MusicFM conformer over a log-mel spectrogram, 25 frames per second."""
 
 import math

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Reasoning branch of the codec: learned query tokens read Whisper and music features, 5 of them per second.
 
 The blocks are those of the released code: no normalisation before attention or feed-forward, weight-normalised

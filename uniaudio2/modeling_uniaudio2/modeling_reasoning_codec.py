@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The ReasoningCodec: audio to reasoning and reconstruction codes, and reconstruction codes to audio."""
 
 import os
@@ -273,8 +272,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
 
         Raises:
             ValueError: If the audio is empty, not finite, not mono or has another rank, if the mask has another shape
-            or
-                holes, or if mode or window are not allowed.
+                or holes, or if mode or window are not allowed.
         """
         mode = _one_of("encode_mode", encode_mode or self.config.encode_mode, ENCODE_MODES)
         recordings = _split_recordings(input_values, padding_mask)
@@ -361,9 +359,8 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
             [`ReasoningCodecDecoderOutput`]
 
         Raises:
-            ValueError: If codes have another shape or lie outside their codebook, or mode, window, noise or generators
-            do
-                not fit.
+            ValueError: If codes have another shape or lie outside their codebook, or if mode, window, noise or
+                generators do not fit.
         """
         mode = _one_of("decode_mode", decode_mode or self.config.decode_mode, DECODE_MODES)
         steps = self.config.num_flow_steps if num_inference_steps is None else num_inference_steps

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Reconstruction branch of the codec: phone, structure and acoustic streams at 12.5 Hz, modulated by the reasoning.
 
 Also what leads from its codes to the flow decoder's condition, and the two decoders that predict front-end features

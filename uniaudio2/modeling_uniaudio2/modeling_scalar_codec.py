@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The scalar autoencoder: 24 kHz waveform to 25 Hz latents in [-1, 1], rounded to a grid, and back.
 
 The flow decoder generates these latents; nothing autoregressive ever sees them. The shape is that of SQCodec as the
@@ -17,7 +16,7 @@ RESIDUAL_DILATIONS = (1, 3, 5, 7, 9)
 
 
 class ScalarCodecConv1d(nn.Module):
-    """Convolution over time that sees the past only (`causal`) or is centred; `stride` divides the length, rounded up."""
+    """Convolution over time, of the past only (`causal`) or centred; `stride` divides the length, rounded up."""
 
     def __init__(
         self,

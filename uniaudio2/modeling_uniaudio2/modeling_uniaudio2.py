@@ -425,6 +425,8 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Rows for which `logits` are computed, 0 for all. Only without `labels`.
         """
+        if labels is not None and labels.ndim == 3 and input_ids is None:
+            raise ValueError("Labels of nine streams need `input_ids`: the depth decoder reads the codes of frames.")
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

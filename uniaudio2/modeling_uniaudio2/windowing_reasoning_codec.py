@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Window arithmetic of the codec: which samples are encoded together, which codes are decoded together, how they join.
 
 Pure integer arithmetic, no tensors. `reference=True` gives the arithmetic of the released code wherever that differs.

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Training the codec around its frozen front ends: reasoning branch, reconstruction branch, flow decoder.
 
 The stages are those of the paper, made small. The reasoning branch learns to be text-aligned: the paper puts a
@@ -9,6 +8,7 @@ learns alone. What the front ends hear is computed once.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,16 @@ class FeatureBatches(Dataset):
             items = [dataset[index] for index in group]
             batch = collate(items)
             yield batch["waveform"], batch["num_samples"], [item["text"] for item in items]
+
+    def save(self, path: Path) -> None:
+        """Write what `load` reads: numbers and tensors alone."""
+        torch.save(vars(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureBatches":
+        batches = cls.__new__(cls)
+        vars(batches).update(torch.load(path, weights_only=True))
+        return batches
 
     def __len__(self) -> int:
         return len(self.items)

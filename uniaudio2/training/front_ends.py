@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Training the three front ends of a small codec: Whisper and WavLM by CTC, the music encoder by masked prediction.
 
 The released codec takes pretrained encoders. Where there are none to be had, these objectives give features of the

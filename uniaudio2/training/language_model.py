@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Training the language model on codes that were computed once."""
 
 from collections.abc import Iterable, Sequence

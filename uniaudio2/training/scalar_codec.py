@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Training the scalar autoencoder: first both halves, then the decoder alone over a frozen encoder."""
 
 from functools import partial

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Spectral distance of two waveforms at several resolutions: the reconstruction loss of the scalar autoencoder."""
 
 import torch

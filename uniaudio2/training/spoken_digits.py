@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Spoken digit strings with exact labels: a speech corpus that needs nothing but two synthesisers from Debian.
 
 flite and festival read random digit strings aloud. What was said is known exactly, held-out sentences are disjoint

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """The recipe of the shipped checkpoint: ordered steps, each resumable, from synthesised speech to a model folder.
 
     python -m uniaudio2.training.tiny [--work-dir build/tiny] [--recipe FILE] [--step NAME] [--output FOLDER]
@@ -9,6 +8,7 @@ anew, remove its folder in the working directory.
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +37,10 @@ from .tokenizer import train_tokenizer
 from .waveforms import RandomCrops, WaveformDataset
 
 RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
+PACKAGE = Path(__file__).parents[1]
+CHECKPOINT = PACKAGE / "checkpoints" / "tiny"
+# Where the code comes from that a model folder carries.
+CODE_FOLDERS = ("modeling_uniaudio2", "feature_extraction", "processing")
 
 
 def train(
@@ -81,6 +84,21 @@ def audio_ids(config: ReasoningCodecConfig) -> dict[str, int]:
         "audio_prompt_bos_token_id": offset + reconstruction + 4,
         "audio_prompt_eos_token_id": offset + reconstruction + 5,
     }
+
+
+def unlink_code(folder: Path) -> None:
+    """Remove the code of a model folder, so that saving does not write through links."""
+    for path in folder.rglob("*.py"):
+        path.unlink()
+
+
+def link_code(folder: Path) -> None:
+    """Replace the code in the shipped model folder by links to the package's own files, of which it is a copy."""
+    sources = {path.name: path for part in CODE_FOLDERS for path in (PACKAGE / part).glob("*.py")}
+    for path in folder.rglob("*.py"):
+        source = os.path.relpath(sources[path.name], path.parent)
+        path.unlink()
+        path.symlink_to(source)
 
 
 class TinyRecipe:
@@ -174,7 +192,7 @@ class TinyRecipe:
         dataset, labels = self.train_split(self.window_samples()), self.letter_labels()
         batches = FeatureBatches(codec, dataset, labels, self.recipe["features"]["batch_size"])
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(batches, folder / "features.pt")
+        batches.save(folder / "features.pt")
         codec.save_pretrained(folder / "codec")
 
     def reasoning(self, folder: Path) -> None:
@@ -183,7 +201,7 @@ class TinyRecipe:
         model = ReasoningBranchForTraining(
             codec.reasoning_branch, codec.config.hidden_size, self.letter_labels().num_classes, **section["loss"]
         )
-        batches = torch.load(self.work_dir / "features" / "features.pt", weights_only=False)
+        batches = FeatureBatches.load(self.work_dir / "features" / "features.pt")
         train(CodecTrainer, model, batches, only_item, folder, section["arguments"])
         codec.save_pretrained(folder / "codec")
 
@@ -191,10 +209,10 @@ class TinyRecipe:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reasoning" / "codec")
         # The later training of the decoder leaves the encoder, and so the latents, as they are.
         load_model(codec.scalar_codec, str(self.work_dir / "scalar_codec" / "model.safetensors"))
-        batches = torch.load(self.work_dir / "features" / "features.pt", weights_only=False)
+        batches = FeatureBatches.load(self.work_dir / "features" / "features.pt")
         batches.add_targets(codec, self.train_split(self.window_samples()))
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(batches, folder / "features.pt")
+        batches.save(folder / "features.pt")
         codec.save_pretrained(folder / "codec")
 
     def reconstruction(self, folder: Path) -> None:
@@ -263,6 +281,7 @@ class TinyRecipe:
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
         processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
         processor.codec = codec
+        unlink_code(self.output)
         model.save_pretrained(self.output)
         processor.save_pretrained(self.output, save_codec=True)
         # To keep the folder small, the generator and what only training needs are stored in half precision, and loaded
@@ -271,10 +290,12 @@ class TinyRecipe:
         weights = {name: w.half() if name.startswith(halved) else w for name, w in codec.state_dict().items()}
         codec.save_pretrained(self.output / "codec", state_dict=weights)
         (self.output / "provenance.json").write_text(json.dumps(self.recipe["provenance"], indent=2) + "\n")
+        if self.output == CHECKPOINT:
+            link_code(self.output)
         folder.mkdir(parents=True, exist_ok=True)
 
     def feature_batches(self) -> FeatureBatches:
-        return torch.load(self.work_dir / "latents" / "features.pt", weights_only=False)
+        return FeatureBatches.load(self.work_dir / "latents" / "features.pt")
 
 
 def main(arguments: list[str] | None = None) -> None:

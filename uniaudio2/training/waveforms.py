@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Recordings of a corpus as datasets of waveforms, and the two ways to make batches of them."""
 
 import json
