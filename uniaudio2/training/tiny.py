@@ -118,6 +118,7 @@ class TinyRecipe:
         "scalar_codec",
         "latents",
         "scalar_decoder",
+        "scalar_decoder_again",
         "reconstruction",
         "codes",
         "language_model",
@@ -170,11 +171,19 @@ class TinyRecipe:
         save_model(model.codec, str(folder / "model.safetensors"))
 
     def scalar_decoder(self, folder: Path) -> None:
+        self.train_scalar_decoder("scalar_codec", folder)
+
+    def scalar_decoder_again(self, folder: Path) -> None:
+        self.train_scalar_decoder("scalar_decoder", folder)
+
+    def train_scalar_decoder(self, start: str, folder: Path) -> None:
+        """The decoder over a frozen encoder, from the weights of an earlier step."""
         section = self.recipe["scalar_codec"]
         model = ScalarCodecForTraining(self.codec_config().scalar_config, **section["loss"], train_encoder=False)
-        load_model(model.codec, str(self.work_dir / "scalar_codec" / "model.safetensors"))
-        arguments = self.recipe["scalar_decoder"]["arguments"]
-        train(ScalarCodecTrainer, model, self.train_split(), RandomCrops(section["crop_samples"]), folder, arguments)
+        load_model(model.codec, str(self.work_dir / start / "model.safetensors"))
+        collator = RandomCrops(section["crop_samples"])
+        arguments = self.recipe[folder.name]["arguments"]
+        train(ScalarCodecTrainer, model, self.train_split(), collator, folder, arguments)
         save_model(model.codec, str(folder / "model.safetensors"))
 
     def front_ends(self, folder: Path) -> None:
@@ -277,7 +286,7 @@ class TinyRecipe:
 
     def export(self, folder: Path) -> None:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec", config=self.codec_config())
-        load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder" / "model.safetensors"))
+        load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder_again" / "model.safetensors"))
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
         processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
         processor.codec = codec
