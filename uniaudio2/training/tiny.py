@@ -166,7 +166,7 @@ class TinyRecipe:
         model = ScalarCodecForTraining(self.codec_config().scalar_config, **section["loss"])
         dataset = self.train_split()
         collator = RandomCrops(section["crop_samples"])
-        scale_to_data(model.codec, collator([dataset[i] for i in range(16)])["waveform"][:, None])
+        scale_to_data(model.codec, collator([dataset[i] for i in range(min(16, len(dataset)))])["waveform"][:, None])
         train(ScalarCodecTrainer, model, dataset, collator, folder, section["arguments"])
         save_model(model.codec, str(folder / "model.safetensors"))
 
