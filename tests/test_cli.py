@@ -1,11 +1,13 @@
 """The command line: what goes to stdout, what goes to files, and how mistakes end."""
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from uniaudio2 import TINY
 from uniaudio2.cli import main
@@ -92,10 +94,6 @@ def test_a_mistake_is_one_line_and_status_two(capsys, model_folder, tmp_path, mo
 
 
 def test_a_model_folder_with_missing_tensors_is_refused(capsys, model_folder, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     weights = load_file(broken / "model.safetensors")

@@ -91,7 +91,6 @@ def _run(args: argparse.Namespace) -> None:
         )
 
     model = UniAudio2ForConditionalGeneration.from_pretrained(args.model).to(device).eval()
-    settings = GenerationConfig.from_pretrained(args.model)
     knobs = {
         "max_new_tokens": args.max_new_tokens,
         "top_k": args.top_k,
@@ -106,7 +105,7 @@ def _run(args: argparse.Namespace) -> None:
 
     set_seed(args.seed)
     start = time.perf_counter()
-    limit = knobs.get("max_new_tokens", settings.max_new_tokens)
+    limit = knobs.get("max_new_tokens", model.generation_config.max_new_tokens)
     with tqdm(desc="generating", total=limit, unit=" rows", file=sys.stderr, leave=False) as bar:
         criteria = StoppingCriteriaList([_Progress(bar)])
         sequences = model.generate(**inputs.to(device), **knobs, stopping_criteria=criteria)
