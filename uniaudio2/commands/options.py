@@ -1,0 +1,59 @@
+"""What several commands share: the model and its device, the audio file they write, their progress bars."""
+
+import argparse
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .. import TINY
+
+# What `--output` can be; soundfile decides the format by the suffix.
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=TINY, metavar="PATH_OR_ID", help="default: the shipped checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default 0)")
+    parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, mps, ...")
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
+
+
+def check_audio_output(path: Path) -> None:
+    """Refuses before the work what could not be written after it."""
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        raise ValueError(f"cannot write {path}: the name must end in one of {', '.join(AUDIO_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def report_audio(path: Path, seconds: float, start: float) -> None:
+    print(f"{path}: {seconds:.2f} s of audio, made in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+@contextmanager
+def counting_bar(description: str, unit: str, module: torch.nn.Module):
+    """A progress bar that counts how often a module runs."""
+    with tqdm(desc=description, unit=unit, file=sys.stderr, leave=False) as bar:
+
+        def count(*_) -> None:  # what a hook returns would take the place of the module's output
+            bar.update()
+
+        hook = module.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
