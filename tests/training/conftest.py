@@ -27,7 +27,7 @@ def recipe() -> dict:
             arguments |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0, "disable_tqdm": True}
             # One stays one: where items are batches already.
             arguments["per_device_train_batch_size"] = min(2, arguments["per_device_train_batch_size"])
-    recipe["corpus"] |= {"num_train": 24, "num_validation": 1, "num_heldout": 2, "num_unseen": 1}
+    recipe["corpus"] |= {"num_train": 24, "num_more": 6, "num_validation": 1, "num_heldout": 2, "num_unseen": 1}
     recipe["scalar_codec"]["crop_samples"] = 4800
     return recipe
 

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
+from .complete_checkpoint import CompleteCheckpointMixin
 from .configuration_reasoning_codec import DECODE_MODES, ENCODE_MODES, ReasoningCodecConfig
 from .losses_reasoning_codec import flow_matching_loss, masked_mean_squared_error
 from .modeling_codec_front_ends import CodecFrontEnds, ReasoningCodecFeatures
@@ -94,7 +95,7 @@ class ReasoningCodecOutput(ModelOutput):
     reconstruction_codes: torch.LongTensor | None = None
 
 
-class ReasoningCodecPreTrainedModel(PreTrainedAudioTokenizerBase):
+class ReasoningCodecPreTrainedModel(CompleteCheckpointMixin, PreTrainedAudioTokenizerBase):
     config: ReasoningCodecConfig
     base_model_prefix = "codec"
     main_input_name = "input_values"
@@ -202,31 +203,15 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """
-        As [`~transformers.PreTrainedModel.from_pretrained`]; the scheduler comes from the folder `scheduler/`. A
-        checkpoint of this very class must be complete: random weights in the place of lost ones would only be heard.
+        As [`~transformers.PreTrainedModel.from_pretrained`], from a complete checkpoint; the scheduler comes from the
+        folder `scheduler/`.
 
         Raises:
             ValueError: If the checkpoint was saved from this class and lacks some of its weights, if weights have
                 other shapes (unless `ignore_mismatched_sizes=True`), or if diffusers does not have its scheduler.
             OSError: If there is no `scheduler/scheduler_config.json`.
         """
-        ignores_mismatches = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        faults = []
-        if cls.__name__ in (model.config.architectures or []):
-            faults += [f"{name} is missing" for name in sorted(info["missing_keys"])]
-        if not ignores_mismatches:
-            faults += [
-                f"{name} has shape {tuple(found)} and not {tuple(expected)}"
-                for name, found, expected in sorted(info["mismatched_keys"])
-            ]
-        if faults:
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} are not those of the {cls.__name__} of its config: "
-                f"{'; '.join(faults[:3])}{f'; and {len(faults) - 3} more' if len(faults) > 3 else ''}. Fetch it again."
-            )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if pretrained_model_name_or_path is not None:
             model.scheduler = _load_scheduler(pretrained_model_name_or_path, kwargs)
         return (model, info) if output_loading_info else model

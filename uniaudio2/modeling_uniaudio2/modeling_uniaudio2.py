@@ -36,6 +36,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .complete_checkpoint import CompleteCheckpointMixin
 from .configuration_uniaudio2 import AUDIO_ROW, TEXT_ROW, UniAudio2Config, UniAudio2DepthDecoderConfig
 from .generation_uniaudio2 import UniAudio2GenerationMixin
 
@@ -118,7 +119,7 @@ class UniAudio2AudioHead(nn.Module):
         return torch.bmm(hidden_states.transpose(0, 1), weight).transpose(0, 1)
 
 
-class UniAudio2PreTrainedModel(PreTrainedModel):
+class UniAudio2PreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
     config: UniAudio2Config
     config_class = UniAudio2Config
     base_model_prefix = "model"
@@ -133,35 +134,6 @@ class UniAudio2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs: ClassVar[dict] = {"hidden_states": LlamaDecoderLayer, "attentions": LlamaAttention}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """
-        As [`~transformers.PreTrainedModel.from_pretrained`], but a checkpoint of this very class must be complete:
-        random weights in the place of lost ones would only be heard.
-
-        Raises:
-            ValueError: If the checkpoint was saved from this class and lacks some of its weights, or if weights have
-                other shapes (unless `ignore_mismatched_sizes=True`).
-        """
-        ignores_mismatches = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        faults = []
-        if cls.__name__ in (model.config.architectures or []):
-            faults += [f"{name} is missing" for name in sorted(info["missing_keys"])]
-        if not ignores_mismatches:
-            faults += [
-                f"{name} has shape {tuple(found)} and not {tuple(expected)}"
-                for name, found, expected in sorted(info["mismatched_keys"])
-            ]
-        if faults:
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} are not those of the {cls.__name__} of its config: "
-                f"{'; '.join(faults[:3])}{f'; and {len(faults) - 3} more' if len(faults) > 3 else ''}. Fetch it again."
-            )
-        return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -54,6 +54,7 @@ def plan_corpus(
     voices: list[str],
     unseen_voice: str,
     num_train: int,
+    num_more: int,
     num_validation: int,
     num_heldout: int,
     num_unseen: int,
@@ -67,15 +68,16 @@ def plan_corpus(
     Args:
         voices: Voices heard in training; every split but `unseen` cycles through them.
         unseen_voice: The voice of the split `unseen`, absent everywhere else.
-        num_train, num_validation, num_heldout, num_unseen: Recordings per split.
+        num_train, num_more, num_validation, num_heldout, num_unseen: Recordings per split. `more` is like `train`, for
+            the language model, which needs more recordings than the codec.
         length_weights: Digits per training string -> relative frequency.
         heldout_lengths: Digits per string in the other splits, all equally frequent.
         pause_probability: Share of the training strings spoken with a pause after each digit.
         seed: Of the random strings.
 
     Returns:
-        The utterances of the splits `heldout`, `unseen`, `validation` and `train`. No string of the first three is
-        said in `train`, by any voice.
+        The utterances of the splits `heldout`, `unseen`, `validation`, `train` and `more`. No string of the first
+        three is said in the others, by any voice.
     """
     unknown = {*voices, unseen_voice} - VOICES.keys()
     if unknown or unseen_voice in voices:
@@ -103,12 +105,13 @@ def plan_corpus(
 
     lengths = np.array(list(length_weights))
     weights = np.array(list(length_weights.values()), dtype=float)
-    for i in range(num_train):
-        text = string(int(rng.choice(lengths, p=weights / weights.sum())))
-        while text in reserved:
+    for split, count in (("train", num_train), ("more", num_more)):
+        for i in range(count):
             text = string(int(rng.choice(lengths, p=weights / weights.sum())))
-        pauses = bool(rng.random() < pause_probability)
-        plan.append(Utterance("train", voices[i % len(voices)], text, pauses))
+            while text in reserved:
+                text = string(int(rng.choice(lengths, p=weights / weights.sum())))
+            pauses = bool(rng.random() < pause_probability)
+            plan.append(Utterance(split, voices[i % len(voices)], text, pauses))
     return plan
 
 

@@ -240,12 +240,14 @@ class TinyRecipe:
     def codes(self, folder: Path) -> None:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reconstruction" / "codec")
         folder.mkdir(parents=True, exist_ok=True)
-        encode_corpus(codec, self.train_split(), self.recipe["features"]["batch_size"], folder / "train.pt")
+        for split in ("train", "more"):
+            dataset = WaveformDataset(self.corpus_dir, split)
+            encode_corpus(codec, dataset, self.recipe["features"]["batch_size"], folder / f"{split}.pt")
 
     def language_model(self, folder: Path) -> None:
         """Stage after stage, each from the weights of the one before: see the recipe."""
         section = self.recipe["language_model"]
-        recordings = torch.load(self.work_dir / "codes" / "train.pt")
+        recordings = [row for split in ("train", "more") for row in torch.load(self.work_dir / "codes" / f"{split}.pt")]
         prompts = [prompt for name in section["tasks"] for prompt in TASKS[name].prompts]
         tokenizer = train_tokenizer([row["text"] for row in recordings] + prompts, section["vocab_size"])
         ids = audio_ids(self.codec_config())

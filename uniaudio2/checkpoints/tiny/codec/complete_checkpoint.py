@@ -1,0 +1,1 @@
+../../../modeling_uniaudio2/complete_checkpoint.py
