@@ -1,6 +1,7 @@
 """A corpus of noise with labels, laid out as the real one, and the shipped recipe cut down to seconds."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -21,7 +22,8 @@ def fixed_seed():
 def recipe() -> dict:
     """The shipped recipe with two steps wherever it trains."""
     recipe = copy.deepcopy(yaml.safe_load(RECIPE.read_text(encoding="utf-8")))
-    for section in [*recipe.values(), *recipe["language_model"]["stages"].values()]:
+    stages = [recipe[name]["stages"].values() for name in ("language_model", "language_model_again")]
+    for section in [*recipe.values(), *itertools.chain(*stages)]:
         if "per_device_train_batch_size" in section.get("arguments", {}):
             arguments = section["arguments"]
             arguments |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 0, "disable_tqdm": True}

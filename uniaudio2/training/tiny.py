@@ -7,6 +7,8 @@ anew, remove its folder in the working directory.
 """
 
 import argparse
+import datetime
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import yaml
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..feature_extraction.feature_extraction_uniaudio2 import UniAudio2FeatureExtractor
@@ -39,6 +41,8 @@ from .waveforms import RandomCrops, WaveformDataset
 RECIPE = Path(__file__).parent / "recipes" / "tiny.yaml"
 PACKAGE = Path(__file__).parents[1]
 CHECKPOINT = PACKAGE / "checkpoints" / "tiny"
+# What a model folder names as the tools it was made with.
+PACKAGES = ("uniaudio2", "torch", "transformers", "diffusers")
 # Where the code comes from that a model folder carries.
 CODE_FOLDERS = ("modeling_uniaudio2", "feature_extraction", "processing")
 
@@ -122,6 +126,7 @@ class TinyRecipe:
         "reconstruction",
         "codes",
         "language_model",
+        "language_model_again",
         "flow",
         "export",
     )
@@ -245,15 +250,27 @@ class TinyRecipe:
             encode_corpus(codec, dataset, self.recipe["features"]["batch_size"], folder / f"{split}.pt")
 
     def language_model(self, folder: Path) -> None:
-        """Stage after stage, each from the weights of the one before: see the recipe."""
         section = self.recipe["language_model"]
-        recordings = [row for split in ("train", "more") for row in torch.load(self.work_dir / "codes" / f"{split}.pt")]
+        texts = [row["text"] for row in self.train_split().rows]
         prompts = [prompt for name in section["tasks"] for prompt in TASKS[name].prompts]
-        tokenizer = train_tokenizer([row["text"] for row in recordings] + prompts, section["vocab_size"])
+        tokenizer = train_tokenizer(texts + prompts, section["vocab_size"])
         ids = audio_ids(self.codec_config())
         processor = UniAudio2Processor(UniAudio2FeatureExtractor(), tokenizer, **ids, default_task="TTS")
         model = UniAudio2ForConditionalGeneration(self.language_model_config(tokenizer))
-        for name, stage in section["stages"].items():
+        self.train_language_model(model, processor, folder)
+
+    def language_model_again(self, folder: Path) -> None:
+        start = self.work_dir / "language_model" / "model"
+        model = UniAudio2ForConditionalGeneration.from_pretrained(start)
+        self.train_language_model(model, UniAudio2Processor.from_pretrained(start), folder)
+
+    def train_language_model(
+        self, model: UniAudio2ForConditionalGeneration, processor: UniAudio2Processor, folder: Path
+    ) -> None:
+        """Stage after stage, each from the weights of the one before: see the recipe."""
+        codes = self.work_dir / "codes"
+        recordings = [row for split in ("train", "more") for row in torch.load(codes / f"{split}.pt")]
+        for name, stage in self.recipe[folder.name]["stages"].items():
             weights = folder / name / "model.safetensors"
             if weights.exists():
                 load_model(model, str(weights))
@@ -265,11 +282,17 @@ class TinyRecipe:
             collator = UniAudio2DataCollator(
                 processor, condition_dropout=stage["condition_dropout"], random_prompts=stage["random_prompts"]
             )
-            arguments = {**section["arguments"], **stage["arguments"]}
+            arguments = {**self.recipe["language_model"]["arguments"], **stage["arguments"]}
             examples = TaskExamples(chosen, stage["tasks"])
             train(LanguageModelTrainer, model, examples, collator, folder / name, arguments)
             save_model(model, str(weights))
-        model.generation_config.update(**section["generation"])
+        config = model.config
+        model.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            **self.recipe["language_model"]["generation"],
+        )
         model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
 
@@ -289,8 +312,8 @@ class TinyRecipe:
     def export(self, folder: Path) -> None:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec", config=self.codec_config())
         load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder_again" / "model.safetensors"))
-        model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model" / "model")
-        processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model" / "model")
+        model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model_again" / "model")
+        processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model_again" / "model")
         processor.codec = codec
         unlink_code(self.output)
         model.save_pretrained(self.output)
@@ -300,10 +323,19 @@ class TinyRecipe:
         halved = ("flow_decoder", "phone_feature_decoder", "structure_feature_decoder")
         weights = {name: w.half() if name.startswith(halved) else w for name, w in codec.state_dict().items()}
         codec.save_pretrained(self.output / "codec", state_dict=weights)
-        (self.output / "provenance.json").write_text(json.dumps(self.recipe["provenance"], indent=2) + "\n")
+        (self.output / "provenance.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
         if self.output == CHECKPOINT:
             link_code(self.output)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def provenance(self) -> dict[str, str | int]:
+        """What the finished folder says about its making."""
+        return {
+            **self.recipe["provenance"],
+            "made_on": datetime.date.today().isoformat(),
+            "made_with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+            "num_recordings": self.recipe["corpus"]["num_train"] + self.recipe["corpus"]["num_more"],
+        }
 
     def feature_batches(self) -> FeatureBatches:
         return FeatureBatches.load(self.work_dir / "latents" / "features.pt")
