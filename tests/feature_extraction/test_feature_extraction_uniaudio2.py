@@ -1,5 +1,10 @@
 """Any kind of recording comes out as a padded mono waveform at 24 kHz, or with an error that says what to do."""
 
+import functools
+import http.server
+import socket
+import threading
+
 import numpy as np
 import pytest
 import soundfile
@@ -121,8 +126,40 @@ def test_files_waveforms_and_dictionaries_mix_in_a_batch(extractor, tmp_path):
     path = tmp_path / "speech.wav"
     soundfile.write(path, tone(0.2, 16_000), 16_000)
     recordings = [str(path), tone(0.1), {"path": str(path)}, {"bytes": path.read_bytes(), "path": None}]
+    recordings.append(path.read_bytes())
     inputs = extractor(recordings, sampling_rate=RATE, return_tensors="pt")
-    assert inputs["padding_mask"].sum(-1).tolist() == [4800, 2400, 4800, 4800]
+    assert inputs["padding_mask"].sum(-1).tolist() == [4800, 2400, 4800, 4800, 4800]
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server on this machine for the files in `tmp_path`."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_are_downloaded(extractor, tmp_path, address):
+    soundfile.write(tmp_path / "speech.wav", tone(0.2, 16_000), 16_000)
+    expected = extractor(tmp_path / "speech.wav")["input_values"][0]
+    for recording in (f"{address}/speech.wav", extractor.fetch_audio(f"{address}/speech.wav")):
+        np.testing.assert_array_equal(extractor(recording)["input_values"][0], expected)
+
+
+def test_what_cannot_be_downloaded_is_one_clear_error(extractor, address):
+    with pytest.raises(OSError, match=r"nothing\.wav' cannot be downloaded \(.*404.*pass its path"):
+        extractor(f"{address}/nothing.wav")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens here
+        port = free.getsockname()[1]
+        with pytest.raises(OSError, match=r"cannot be downloaded \(.*refused.*Check the address and the network"):
+            extractor(f"http://127.0.0.1:{port}/speech.wav")
 
 
 def test_pipelines_read_files_without_losing_their_rate(extractor, tmp_path):
@@ -190,6 +227,8 @@ def test_files_that_are_missing_or_no_audio_are_refused(extractor, tmp_path):
     (tmp_path / "notes.wav").write_text("not audio")
     with pytest.raises(ValueError, match=r"notes\.wav.* cannot be read as audio"):
         extractor(tmp_path / "notes.wav")
+    with pytest.raises(ValueError, match=r"The data cannot be read as audio \(Format not recognised\.\)"):
+        extractor(b"not audio")
 
 
 def test_a_recording_too_short_to_resample_is_refused(extractor):

@@ -4,6 +4,7 @@ import io
 import math
 import numbers
 import os
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +18,12 @@ from transformers.utils import PaddingStrategy, TensorType
 
 # Rates outside are mistakes, most often kilohertz given as hertz.
 LOWEST_SAMPLING_RATE, HIGHEST_SAMPLING_RATE = 1_000, 768_000
+# A server that says nothing for so many seconds is taken for gone.
+DOWNLOAD_TIMEOUT = 20
 ACCEPTED_AUDIO = (
     "a one-dimensional waveform (NumPy array, tensor or list of floats), a stereo one of shape (2, samples) or "
-    "(samples, 2), the path of an audio file, a dictionary with 'array' and 'sampling_rate', or a list of these"
+    "(samples, 2), the path, URL or bytes of an audio file, a dictionary with 'array' and 'sampling_rate', or a list "
+    "of these"
 )
 
 
@@ -71,12 +75,12 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
         Prepare one recording or a batch.
 
         Args:
-            raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]`, `str`, `dict` or a list of these):
+            raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]`, `str`, `bytes`, `dict` or a list of these):
                 A recording is a waveform of shape `(samples,)`, `(channels, samples)` or `(samples, channels)` with
-                one or two channels; or the path of a file that libsndfile reads (wav, flac, ogg, opus, mp3, ...); or
-                a dictionary `{"array", "sampling_rate"}`, `{"path"}` or `{"bytes"}` as data sets hold them. A batch
-                is a list of recordings of any lengths. Floats are taken as they are, int16 and int32 are scaled to
-                [-1, 1].
+                one or two channels; or the path, the URL or the bytes of a file that libsndfile reads (wav, flac,
+                ogg, opus, mp3, ...); or a dictionary `{"array", "sampling_rate"}`, `{"path"}` or `{"bytes"}` as data
+                sets hold them. A batch is a list of recordings of any lengths. Floats are taken as they are, int16
+                and int32 are scaled to [-1, 1].
             sampling_rate (`int`, *optional*):
                 The rate of the waveforms in hertz. Required for those that do not bring their own (files and
                 dictionaries do).
@@ -93,6 +97,7 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
             ValueError: for an empty recording, NaN or infinite samples, a shape that is no recording, a missing or
                 impossible sampling rate, or a file that cannot be read.
             TypeError: for values that are no audio or that have no defined scale.
+            OSError: for a file that does not exist or a URL that cannot be downloaded.
         """
         recordings = list(raw_audio) if self._is_batch(raw_audio) else [raw_audio]
         if not recordings:
@@ -131,28 +136,36 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
             padded["attention_mask"] = np.pad(np.ones(len(samples), dtype=np.int32), missing)
         return padded
 
-    def load_audio(self, path: str | os.PathLike | io.IOBase) -> dict[str, np.ndarray | int]:
+    def load_audio(self, path: str | os.PathLike | bytes | io.IOBase) -> dict[str, np.ndarray | int]:
         """
         Read an audio file.
 
         Args:
-            path (`str`, `os.PathLike` or a binary file object):
-                A file that libsndfile reads: wav, flac, ogg, opus, mp3, ...
+            path (`str`, `os.PathLike`, `bytes` or a binary file object):
+                A file that libsndfile reads (wav, flac, ogg, opus, mp3, ...), its http or https address, or what is
+                in it.
 
         Returns:
             `dict`: `array`, float32 of shape `(samples,)` or `(channels, samples)`, and `sampling_rate` in hertz.
 
         Raises:
             FileNotFoundError: if there is no such file.
+            OSError: if an address cannot be downloaded.
             ValueError: if it cannot be read as audio.
         """
-        if isinstance(path, (str, os.PathLike)) and not Path(path).is_file():
-            raise FileNotFoundError(f"There is no audio file {str(path)!r}. Texts go in `text`, paths in `audio`.")
+        name, file = repr(str(path)), path
+        if isinstance(path, (str, os.PathLike)):
+            if str(path).startswith(("http://", "https://")):
+                file = io.BytesIO(_download(str(path)))
+            elif not Path(path).is_file():
+                raise FileNotFoundError(f"There is no audio file {name}. Texts go in `text`, paths in `audio`.")
+        else:
+            name, file = "The data", io.BytesIO(path) if isinstance(path, bytes) else path
         try:
-            samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
+            samples, sampling_rate = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise ValueError(
-                f"{str(path)!r} cannot be read as audio ({error}). Convert it to wav, flac, ogg, opus or mp3."
+                f"{name} cannot be read as audio ({error.error_string}) Convert it to wav, flac, ogg, opus or mp3."
             ) from error
         if samples.shape[1] > 2:
             samples = samples.mean(axis=1, keepdims=True)
@@ -163,12 +176,12 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
         Read the files among the recordings, for the pipelines; everything else is returned as it came.
 
         Args:
-            audio_url_or_urls (`str` or a recording, or a list of these): Paths of files.
+            audio_url_or_urls (`str` or a recording, or a list of these): Paths or addresses of files.
             sampling_rate (`int`, *optional*): Not used: files bring their own rate and are resampled later.
         """
         if self._is_batch(audio_url_or_urls):
             return [self.fetch_audio(recording) for recording in audio_url_or_urls]
-        if isinstance(audio_url_or_urls, (str, os.PathLike)):
+        if isinstance(audio_url_or_urls, (str, os.PathLike, bytes)):
             return self.load_audio(audio_url_or_urls)
         return audio_url_or_urls
 
@@ -179,7 +192,7 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
 
     def _waveform(self, recording: Any, sampling_rate: int | None) -> np.ndarray:
         """One recording of any kind as float32 `(samples,)` at the extractor's rate."""
-        if isinstance(recording, (str, os.PathLike)):
+        if isinstance(recording, (str, os.PathLike, bytes)):
             recording = self.load_audio(recording)
         if isinstance(recording, Mapping):
             recording, sampling_rate = self._unpack(recording, sampling_rate)
@@ -204,7 +217,7 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
         """The waveform and the rate of a dictionary, which is trusted more than the declared rate."""
         if recording.get("array") is None:
             if recording.get("bytes") is not None:
-                recording = self.load_audio(io.BytesIO(recording["bytes"]))
+                recording = self.load_audio(recording["bytes"])
             elif recording.get("path") is not None:
                 recording = self.load_audio(recording["path"])
             else:
@@ -262,6 +275,17 @@ class UniAudio2FeatureExtractor(SequenceFeatureExtractor):
                 f"{HIGHEST_SAMPLING_RATE}. It is in hertz: 16000, not 16."
             )
         return int(sampling_rate)
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            return response.read()
+    except OSError as error:  # also urllib's own errors, those of HTTP included
+        raise OSError(
+            f"{url!r} cannot be downloaded ({error}). Check the address and the network, or download the file and "
+            "pass its path."
+        ) from error
 
 
 __all__ = ["UniAudio2FeatureExtractor"]
