@@ -1,0 +1,282 @@
+"""What all training stages share: a `Trainer` that knows its losses by name, and never leaves half a checkpoint."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_wandb_available
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import ModelOutput
+
+# Where a checkpoint is written before it gets its name. `get_last_checkpoint` does not see it, pushes leave it out.
+UNFINISHED = "_unfinished"
+
+# Dense bfloat16 peak of common accelerators in TFLOP/s (vendors' data sheets), by a part of the device's name.
+DEVICE_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
+
+
+@dataclass
+class StageTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] of a stage. TensorBoard is on by default, and Weights & Biases if installed.
+
+    Args:
+        device_tflops (`float`, *optional*):
+            What one device can do at best, in TFLOP/s, for the utilisation in the logs. Known for common accelerators;
+            where it is not, the utilisation is left out.
+    """
+
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = None
+    device_tflops: float | None = field(default=None, metadata={"help": "Peak of one device in TFLOP/s."})
+
+    def __post_init__(self):
+        if self.report_to is None:
+            available = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+            self.report_to = [name for name, is_available in available.items() if is_available] or "none"
+        # A stage stops at the first loss that is not a number, see `StageTrainer`.
+        self.logging_nan_inf_filter = False
+        super().__post_init__()
+        if self.metric_for_best_model is not None or self.load_best_model_at_end:
+            raise ValueError(
+                "A stage keeps its last checkpoints, not the best one: leave out `metric_for_best_model` and "
+                "`load_best_model_at_end`, and compare checkpoints afterwards."
+            )
+
+
+class StageTrainer(Trainer):
+    """
+    A [`~transformers.Trainer`] for one stage of training. A stage says which modules learn (`trained_modules`), what
+    its losses are (`step_losses`, of how many things each is the mean: `count_items`) and what they weigh
+    (`loss_weights`). Shared by all stages:
+
+    - *Exact accumulation.* A loss is the mean over all things it counts in one optimiser step, however they are spread
+      over micro-batches and processes: one batch of 8 and 8 batches of one have the same gradient.
+    - *Logs.* Every value of `step_losses` by its name, tokens per second, and the share of the device's peak that the
+      model's own operations make up (`model_flops_utilization`).
+    - *Faults.* A loss or gradient that is not finite stops the training before the weights change; the batches of that
+      step are saved beside the checkpoints. A checkpoint is written in a folder of its own and renamed when it is
+      complete, so that a crash, a kill or a full disk leaves the one before as it was.
+
+    Args:
+        model (`nn.Module`):
+            The model; a `PeftModel` keeps the choice of parameters that its adapters made, in every other model all
+            parameters outside of `trained_modules` are frozen.
+        args (`StageTrainingArguments`): The arguments.
+        loss_weights (`dict[str, float]`, *optional*): In place of weights of the class.
+        kwargs: As of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: If nothing is left to train, or `loss_weights` names a loss that the stage does not have.
+        FloatingPointError: While training, if a loss or a gradient is not finite.
+    """
+
+    # Losses that are minimised, by the names in `step_losses`.
+    loss_weights: ClassVar[dict[str, float]] = {}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: StageTrainingArguments,
+        *,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs,
+    ):
+        unknown = set(loss_weights or ()) - set(self.loss_weights)
+        if unknown:
+            raise ValueError(f"Unknown losses {sorted(unknown)}: {type(self).__name__} has {[*self.loss_weights]}.")
+        self.weights = self.loss_weights | (loss_weights or {})
+        if not hasattr(model, "peft_config"):
+            freeze_all_but(model, self.trained_modules(model))
+        super().__init__(model, args, **kwargs)
+        # Of the accumulated batch, in `compute_loss`: nothing is left for `Trainer` to divide by.
+        self.loss_is_scaled_for_ga = True
+        self._step_batches: list[dict[str, Any]] = []
+        self._step_items: dict[str, torch.Tensor] | None = None
+        self._train_sums, self._eval_sums = _WeightedSums(), _WeightedSums()
+        self._num_tokens = 0
+        self._last_log: tuple[float, float] | None = None  # when, and the operations done until then
+        self._is_saving = False
+
+    # What a stage says
+
+    def trained_modules(self, model: nn.Module) -> list[str]:
+        """Names of the modules that learn, with all they contain; `""` is the whole model."""
+        return [""]
+
+    def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
+        """
+        Run the model on one micro-batch.
+
+        Returns:
+            `dict[str, torch.Tensor]`: Means over the micro-batch, scalars. Those in `loss_weights` are minimised, the
+            others (accuracies, parts of parts) are only logged.
+            `ModelOutput`: What the model returned.
+        """
+        raise NotImplementedError
+
+    def count_items(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Of how many things each value of `step_losses` is the mean, in one micro-batch."""
+        raise NotImplementedError
+
+    def count_tokens(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Positions of a micro-batch that are not padding, for the speed in the logs."""
+        raise NotImplementedError
+
+    # Losses
+
+    def train(self, *args, **kwargs):
+        self._last_log = None
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        if self._last_log is None:
+            self._last_log = (time.perf_counter(), self.state.total_flos)
+        self._step_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [self.count_items(batch) for batch in self._step_batches]
+        if counts:
+            totals = torch.stack([sum(count[name] for count in counts) for name in counts[0]])
+            totals = self.accelerator.reduce(totals.to(device), "sum")
+            self._step_items = dict(zip(counts[0], totals, strict=True))
+            self._num_tokens += sum(int(self.count_tokens(batch)) for batch in self._step_batches)
+        return self._step_batches, None
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        values, outputs = self.step_losses(model, inputs)
+        counts = self.count_items(inputs)
+        (self._train_sums if model.training else self._eval_sums).add(values, counts)
+        loss = torch.zeros((), device=self.args.device)
+        for name, weight in self.weights.items():
+            share = 1.0
+            if model.training:
+                # Processes average their gradients, hence times their number.
+                share = counts[name] * self.accelerator.num_processes / self._step_items[name].clamp(min=1)
+            loss = loss + weight * share * values[name]
+        if model.training and not torch.isfinite(loss):
+            self._stop("loss", loss.item())
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Losses alone: logits of all streams and frames would fill the memory, and differ in shape."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss, None, None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None):
+        """The last place before the optimiser moves the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if grad_norm is not None and not torch.isfinite(torch.as_tensor(grad_norm)):
+            self._stop("gradient norm", float(grad_norm))
+        return grad_norm
+
+    def _stop(self, what: str, value: float) -> None:
+        step = self.state.global_step + 1
+        path = Path(self.args.output_dir) / f"not_finite_step-{step}_process-{self.args.process_index}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"step": step, what: value, "batches": self._step_batches}, path)
+        raise FloatingPointError(
+            f"The {what} of step {step} is {value}. The weights are as before this step. Its batches are saved "
+            f"in {path}; the last checkpoint in {path.parent} is good."
+        )
+
+    # Logs
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs |= self._train_sums.pop_means(self.accelerator) | self._pop_speed()
+        elif "eval_loss" in logs:
+            means = self._eval_sums.pop_means(self.accelerator)
+            logs |= {f"eval_{name}": value for name, value in means.items()}
+        super().log(logs, *args, **kwargs)
+
+    def _pop_speed(self) -> dict[str, float]:
+        """Since the last log. Saving and evaluation count as time."""
+        (then, flos_then), now = self._last_log, (time.perf_counter(), self.state.total_flos)
+        seconds, flos = now[0] - then, now[1] - flos_then
+        tokens = torch.tensor(float(self._num_tokens), device=self.args.device)
+        speed = {"tokens_per_second": self.accelerator.reduce(tokens, "sum").item() / seconds}
+        self._last_log, self._num_tokens = now, 0
+        peak = self.args.device_tflops or known_tflops(self.args.device)
+        if peak is not None:
+            speed["model_flops_utilization"] = flos / seconds / (peak * 1e12 * self.args.world_size)
+        return speed
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial=None) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
+        """Write aside, then rename; only then remove old checkpoints. All processes write, each its own files."""
+        folder = Path(self._get_output_dir(trial))
+        if self.args.should_save:
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a process that was killed
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception:
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # a full disk has room again
+            raise
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            shutil.rmtree(folder / name, ignore_errors=True)  # of a run that is repeated from an earlier step
+            os.replace(folder / UNFINISHED / name, folder / name)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+
+class _WeightedSums:
+    """Means over several batches and processes, each value weighted by what it is the mean of."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add(self, values: dict[str, torch.Tensor], counts: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            count = counts[name].to(value.device, torch.float32)
+            pair = torch.stack([value.detach().float() * count, count])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def pop_means(self, accelerator: Accelerator) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        totals = accelerator.reduce(torch.stack(list(self.sums.values())), "sum").tolist()
+        means = {name: total / max(count, 1.0) for name, (total, count) in zip(self.sums, totals, strict=True)}
+        self.sums = {}
+        return means
+
+
+def freeze_all_but(model: nn.Module, modules: list[str]) -> None:
+    """
+    Let the named modules learn, with all they contain, and nothing else; `""` is the whole model.
+
+    Parameters that get no gradient must be frozen and not just left out: weight decay would move them.
+    """
+    model.requires_grad_(False)
+    for name in modules:
+        model.get_submodule(name).requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"None of the modules {modules} has parameters: there is nothing to train.")
+
+
+def known_tflops(device: torch.device) -> float | None:
+    """The peak of a device in TFLOP/s, if it is a common one."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops for part, tflops in DEVICE_TFLOPS.items() if part in name), None)
