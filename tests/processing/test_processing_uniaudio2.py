@@ -328,11 +328,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(processor, tone, tm
     path = tmp_path / "out.wav"
     path.write_bytes(b"old")
 
-    def broken(file, *_, **__):
-        file.write_bytes(b"half")
+    def broken(file, samples):
+        assert len(list(tmp_path.iterdir())) == 2
         raise OSError("disk full")
 
-    monkeypatch.setattr(soundfile, "write", broken)
+    monkeypatch.setattr(soundfile.SoundFile, "write", broken)
     with pytest.raises(OSError, match="disk full"):
         processor.save_audio(tone(), path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

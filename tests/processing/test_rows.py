@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from uniaudio2.processing.parts import last_audio
 from uniaudio2.processing.rows import AudioCodes, RowFormat, Rows
 from uniaudio2.processing.tasks import TASKS
 
@@ -55,16 +56,16 @@ def test_the_answer_after_a_text_prompt_and_between_padding():
     codes = recording(1)
     prompt = FORMAT.prompt_rows(TASKS["TTS"], {"text": [5, 0, 7]}, [3, 4])
     rows = Rows.join([FORMAT.padding_rows(3), prompt, rows_of(codes), FORMAT.padding_rows(2)])
-    answer = FORMAT.last_audio(rows.input_ids)
+    answer = last_audio(FORMAT, rows.input_ids)
     assert same(answer, codes) and answer.num_malformed_frames == 0
 
 
 def test_recordings_of_the_prompt_are_never_the_answer():
     prompt = FORMAT.prompt_rows(TASKS["speech_s2s"], {"audio": recording(1)}, [3, 4])
     codes = recording(2)
-    assert same(FORMAT.last_audio(torch.cat([prompt.input_ids, rows_of(codes).input_ids])), codes)
+    assert same(last_audio(FORMAT, torch.cat([prompt.input_ids, rows_of(codes).input_ids])), codes)
     # Even if the model wrote nothing but the row that ends an answer.
-    nothing = FORMAT.last_audio(torch.cat([prompt.input_ids, frame(33 + OFFSET)]))
+    nothing = last_audio(FORMAT, torch.cat([prompt.input_ids, frame(33 + OFFSET)]))
     assert nothing.codes.reconstruction_codes.shape == (8, 0)
 
 
@@ -73,20 +74,20 @@ def test_examples_of_a_conversation_are_never_the_answer():
     prompt = FORMAT.prompt_rows(TASKS["TTS"], {"text": [6]}, [3])
     codes = recording(2)
     rows = Rows.join([example, prompt, rows_of(codes)])
-    assert same(FORMAT.last_audio(rows.input_ids), codes)
+    assert same(last_audio(FORMAT, rows.input_ids), codes)
 
 
 def test_padding_that_a_pipeline_fills_in_is_not_audio():
     prompt = FORMAT.prompt_rows(TASKS["TTS"], {"text": [5]}, [3])
     codes = recording(1)
     filled = torch.full((4, 9), FORMAT.text_pad_token_id)
-    assert same(FORMAT.last_audio(torch.cat([filled, prompt.input_ids, rows_of(codes).input_ids])), codes)
+    assert same(last_audio(FORMAT, torch.cat([filled, prompt.input_ids, rows_of(codes).input_ids])), codes)
 
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_an_answer_without_its_end_keeps_its_frames(cut):
     codes = recording(1)
-    answer = FORMAT.last_audio(rows_of(codes).input_ids[:-cut])
+    answer = last_audio(FORMAT, rows_of(codes).input_ids[:-cut])
     assert torch.equal(answer.codes.reconstruction_codes, codes.reconstruction_codes[:, : 8 - cut])
 
 
@@ -96,11 +97,11 @@ def test_a_part_whose_bos_row_the_model_skipped_loses_no_frame():
     reconstruction_bos = 1 + 3 + 1
     kept = [index for index in range(len(rows)) if index not in (0, reconstruction_bos)]
     prompt = FORMAT.prompt_rows(TASKS["TTS"], {"text": [5]}, [3])
-    assert same(FORMAT.last_audio(torch.cat([prompt.input_ids, rows[kept]])), codes)
+    assert same(last_audio(FORMAT, torch.cat([prompt.input_ids, rows[kept]])), codes)
 
 
 def test_an_answer_that_never_reaches_its_sound_is_empty():
-    answer = FORMAT.last_audio(rows_of(recording(1)).input_ids[:3])
+    answer = last_audio(FORMAT, rows_of(recording(1)).input_ids[:3])
     assert answer.codes.reasoning_codes.shape == (8, 2)
     assert answer.codes.reconstruction_codes.shape == (8, 0)
 
@@ -117,13 +118,13 @@ def test_an_answer_that_never_reaches_its_sound_is_empty():
 def test_frames_that_are_no_codes_are_left_out_and_counted(malformed):
     codes = recording(1)
     rows = rows_of(codes).input_ids
-    answer = FORMAT.last_audio(torch.cat([rows[:-3], malformed, rows[-3:]]))
+    answer = last_audio(FORMAT, torch.cat([rows[:-3], malformed, rows[-3:]]))
     assert same(answer, codes) and answer.num_malformed_frames == 1
 
 
 def test_frames_of_zeros_are_frames():
     codes = AudioCodes(torch.zeros(8, 2, dtype=torch.long), torch.zeros(8, 3, dtype=torch.long))
-    assert same(FORMAT.last_audio(rows_of(codes).input_ids), codes)
+    assert same(last_audio(FORMAT, rows_of(codes).input_ids), codes)
 
 
 def test_any_recording_survives_the_way_there_and_back():
@@ -131,7 +132,7 @@ def test_any_recording_survives_the_way_there_and_back():
         codes = recording(seed, 1 + seed % 4, 1 + seed % 9)
         prompt = FORMAT.prompt_rows(TASKS["speech_edit"], {"text": [1, 2], "audio": recording(seed + 100)}, [3])
         rows = Rows.join([prompt, rows_of(codes), FORMAT.padding_rows(seed % 3)])
-        assert same(FORMAT.last_audio(rows.input_ids), codes)
+        assert same(last_audio(FORMAT, rows.input_ids), codes)
 
 
 def test_rows_of_audio_are_told_from_texts_of_nine_ids():

@@ -1,23 +1,25 @@
 """Processor of UniAudio 2.0: texts, recordings and conversations to rows of ids, and back to texts and waveforms."""
 
 import os
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .audio_file import DIGITAL_SOURCE_TYPE, as_samples, write_audio
 from .codec_reference import HUB_OPTIONS, Origin, load_codec, reference_from
+from .parts import codes_of, last_audio, read_parts
 from .rows import AUDIO_ROW, BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN, TEXT_ROW, WRAPPERS, AudioCodes, RowFormat, Rows
-from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TaskFormat, get_task
+from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TEXT, TaskFormat, get_task
+from .trained_tasks import TrainedTasks
 from .turns import CODE_KEYS, Turn, conversation_turns, default_task_of, prompt_text
 from .turns import question as make_question
 
@@ -39,9 +41,6 @@ AUDIO_ID_NAMES = (
     "audio_prompt_bos_token_id",
     "audio_prompt_eos_token_id",
 )
-
-# File formats whose name is not their suffix.
-AUDIO_FILE_FORMATS = {"opus": {"format": "OGG", "subtype": "OPUS"}}
 
 TRANSCRIPTION_TASKS = {
     **dict.fromkeys(("en", "english", "zh", "chinese", "mandarin"), "ASR"),
@@ -133,6 +132,7 @@ class UniAudio2Processor(ProcessorMixin):
         self._codec_is_set = False
         self._codec_device: torch.device | None = None
         self._origin: Origin | None = None
+        self._trained_tasks = TrainedTasks(None)
 
     # Ids
 
@@ -188,6 +188,7 @@ class UniAudio2Processor(ProcessorMixin):
             trust_remote_code=kwargs.get("trust_remote_code"),
             hub_options={name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None},
         )
+        processor._trained_tasks = TrainedTasks(processor._origin)
         if codec_device is not None:
             processor.codec_device = codec_device
         return processor
@@ -512,6 +513,8 @@ class UniAudio2Processor(ProcessorMixin):
             raise ValueError(f"`padding_side` is {padding_side!r}, but must be 'left' or 'right'.")
         if padding == "max_length" and max_length is None:
             raise ValueError("`padding='max_length'` needs `max_length`, the number of rows to fill up to.")
+        for turns in conversations:
+            self._trained_tasks.warn(turns[-1].task.name)
         sequences = self.example_rows(conversations, sampling_rate)
         if padding in (False, "do_not_pad") and len({len(rows) for rows in sequences}) > 1:
             raise ValueError("Items of different lengths cannot be stacked without padding: pass `padding=True`.")
@@ -637,6 +640,39 @@ class UniAudio2Processor(ProcessorMixin):
             raise ValueError("These are rows of audio, not text. Pass `generation_mode='audio'`.")
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
+    def parse_sequence(self, rows: torch.Tensor) -> list[dict[str, Any]]:
+        """
+        Read a sequence: the texts and the recordings of its prompt and of its answer, in order.
+
+        What [`~UniAudio2Processor.__call__`] or [`~UniAudio2Processor.apply_chat_template`] has built comes apart into
+        the same parts, the instructions being texts too. Frames that are no codes are left out.
+
+        Args:
+            rows (`torch.Tensor` of shape `(sequence_length, num_codebooks + 1)`): A sequence, padded or not.
+
+        Returns:
+            `list[dict]`: Parts of messages, `{"type": "text", "text", "wrapper"}` (the name of the special tokens
+            around it, or `None`) and `{"type": "audio", "reasoning_codes", "reconstruction_codes"}`, with those codes
+            that are there, each of shape `(num_codebooks, frames)`.
+        """
+        if rows.ndim != 2 or rows.shape[-1] != self.num_codebooks + 1:
+            raise ValueError(
+                f"A sequence has shape (sequence_length, {self.num_codebooks + 1}), but got {tuple(rows.shape)}. "
+                "Pass the items of a batch one by one."
+            )
+        row_format = self.row_format
+        found, previous = [], None
+        for part in read_parts(row_format, rows):
+            if part.kind == TEXT:
+                found.append({"type": "text", "text": self.tokenizer.decode(part.ids), "wrapper": part.wrapper})
+            else:
+                if part.kind != RECONSTRUCTION or previous != REASONING:
+                    found.append({"type": "audio"})
+                name = "reasoning_codes" if part.kind == REASONING else "reconstruction_codes"
+                found[-1][name] = codes_of(row_format, part)
+            previous = part.kind
+        return found
+
     def batch_decode(self, sequences: Any, **kwargs) -> list[str] | list[torch.Tensor]:
         """[`~UniAudio2Processor.decode`] for a batch: always a list, also of one."""
         decoded = self.decode(sequences, **kwargs)
@@ -669,12 +705,21 @@ class UniAudio2Processor(ProcessorMixin):
         return [item.numpy() for item in decoded] if generation_mode == "audio" else decoded
 
     def save_audio(
-        self, audio: Any, saving_path: str | os.PathLike | list[str | os.PathLike], sampling_rate: int | None = None
+        self,
+        audio: Any,
+        saving_path: str | os.PathLike | list[str | os.PathLike],
+        sampling_rate: int | None = None,
+        task: str | None = None,
+        provenance: bool = True,
+        watermark: Callable[[np.ndarray, int], Any] | None = None,
     ) -> None:
         """
         Write waveforms to files, whose suffix says the format (wav, flac, ogg, opus, mp3, ...).
 
-        A file appears when it is complete: an interrupted call leaves no half of one behind.
+        A file appears when it is complete: an interrupted call leaves no half of one behind. Its comment says what
+        made it, as JSON: the model (its Hub id, or the name of its folder), the task, the software, the date, and
+        IPTC's `digitalSourceType` for media that a trained model has made; `uniaudio2 info FILE` reads it. WAV, FLAC,
+        OGG, OPUS, MP3, AIFF and CAF have comments; other formats are written without, with a warning.
 
         Args:
             audio (`torch.Tensor`, `np.ndarray` or a `list` of these):
@@ -683,13 +728,45 @@ class UniAudio2Processor(ProcessorMixin):
                 One path per waveform.
             sampling_rate (`int`, *optional*):
                 Rate of the waveforms in hertz; that of the model by default.
+            task (`str`, *optional*):
+                The task that the waveforms answer, to be noted in the files.
+            provenance (`bool`, *optional*, defaults to `True`):
+                Whether to note what made the files. Say `False` for recordings that the model did not make.
+            watermark (`Callable`, *optional*):
+                `(waveform, sampling_rate) -> waveform`, applied to each waveform before it is written: an inaudible
+                mark that survives where metadata does not. It is given and returns the samples, an array or a tensor
+                of the same shape. None is applied by default.
         """
         audios = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         paths = list(saving_path) if isinstance(saving_path, (list, tuple)) else [saving_path]
         if len(audios) != len(paths):
             raise ValueError(f"{len(audios)} waveforms need as many paths, but got {len(paths)}.")
+        rate = sampling_rate or self.feature_extractor.sampling_rate
+        made_by = self._provenance(task) if provenance else None
         for waveform, path in zip(audios, map(Path, paths), strict=True):
-            _write_audio(waveform, path, sampling_rate or self.feature_extractor.sampling_rate)
+            samples = as_samples(waveform)
+            if watermark is not None:
+                marked = as_samples(watermark(samples, rate))
+                if marked.shape != samples.shape:
+                    raise ValueError(
+                        f"`watermark` must keep the shape of a waveform, but made {marked.shape} of {samples.shape}."
+                    )
+                samples = marked
+            write_audio(samples, path, rate, made_by)
+
+    def _provenance(self, task: str | None) -> dict[str, str]:
+        model = None if self._origin is None else self._origin.path
+        if model is not None and Path(model).is_dir():
+            # Where a folder lies on this machine is nobody else's business.
+            model = Path(model).resolve().name
+        facts = {
+            "model": model,
+            "task": task,
+            "software": "uniaudio2",
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "digitalSourceType": DIGITAL_SOURCE_TYPE,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
 
     def _last_audio(self, rows: torch.Tensor) -> AudioCodes:
         if rows.shape[-1] != self.num_codebooks + 1:
@@ -697,7 +774,7 @@ class UniAudio2Processor(ProcessorMixin):
                 f"Rows of audio have {self.num_codebooks + 1} ids, but these have shape {tuple(rows.shape)}. "
                 "For texts pass `generation_mode='text'`."
             )
-        answer = self.row_format.last_audio(rows)
+        answer = last_audio(self.row_format, rows)
         if answer.num_malformed_frames:
             logger.warning(
                 f"{answer.num_malformed_frames} generated frames mix codes with other ids and are left out."
@@ -776,31 +853,6 @@ def _cropped(codes: AudioCodes, max_frames: int, generator: torch.Generator) -> 
     spare = codes.reconstruction_codes.shape[1] - max_frames
     start = int(torch.randint(max(spare, 0) + 1, (), generator=generator))
     return AudioCodes(codes.reasoning_codes, codes.reconstruction_codes[:, start : start + max_frames])
-
-
-def _write_audio(waveform: Any, path: Path, sampling_rate: int) -> None:
-    samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-    if samples.size == 0:
-        raise ValueError(
-            f"There is no audio to write to {str(path)!r}: the waveform has no samples. If it was generated, the "
-            "answer held no reconstruction frames: raise `max_new_tokens` or try another seed."
-        )
-    if samples.ndim not in (1, 2):
-        raise ValueError(f"A waveform has shape (samples,) or (channels, samples), but got {samples.shape}.")
-    if not np.isfinite(samples).all():
-        raise ValueError("The waveform holds NaN or infinite samples and is not written.")
-    suffix = path.suffix.lstrip(".").lower()
-    if suffix not in AUDIO_FILE_FORMATS and suffix.upper() not in soundfile.available_formats():
-        raise ValueError(f"{str(path)!r} has no known audio format: end it in .wav, .flac, .ogg, .opus or .mp3.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into.")
-    options = AUDIO_FILE_FORMATS.get(suffix, {"format": suffix.upper()})
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        soundfile.write(aside, samples.T, sampling_rate, **options)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 __all__ = ["UniAudio2Processor"]

@@ -1,4 +1,4 @@
-"""Rows of ids: the one place that knows how text and audio are written into a sequence and read out of it.
+"""Rows of ids: the one place that knows how text and audio are written into a sequence (`parts.py` reads them out).
 
 A row is one position of the sequence: eight audio ids and a text id. In a text row the audio ids are 0, in an audio
 row the text id is 0; which kind a row is stands beside it in `mm_token_type_ids`.
@@ -65,14 +65,6 @@ class Rows:
             torch.cat([part.mm_token_type_ids for part in parts]),
             torch.cat([part.labels for part in parts]),
         )
-
-
-@dataclass(frozen=True)
-class AudioAnswer:
-    """The last audio segment of a sequence: its codes, and how many of its frames were no codes and were left out."""
-
-    codes: AudioCodes
-    num_malformed_frames: int
 
 
 @dataclass(frozen=True)
@@ -246,7 +238,7 @@ class RowFormat:
             labels[:, :-1] = frames
         return Rows(input_ids, torch.full((len(frames),), AUDIO_ROW), labels)
 
-    # Reading
+    # Recognising
 
     def is_sequence(self, ids: torch.Tensor) -> bool:
         """
@@ -257,7 +249,7 @@ class RowFormat:
         if ids.ndim != 2 or ids.shape[-1] != self.num_codebooks + 1:
             return False
         audio, text = ids[:, :-1], ids[:, -1]
-        markers = torch.tensor(list(self._markers()), device=ids.device)
+        markers = torch.tensor(self._markers(), device=ids.device)
         is_marker = (audio == audio[:, :1]).all(-1) & torch.isin(audio[:, 0], markers)
         is_bos = (audio == 0).all(-1) & (text == self.text_bos_token_id)
         return bool((is_marker | is_bos).any())
@@ -299,51 +291,11 @@ class RowFormat:
         is_text = (rows[:, :-1] == 0).all(-1) & (text != self.text_pad_token_id)
         return text[is_text]
 
-    def last_audio(self, rows: torch.Tensor) -> AudioAnswer:
-        """
-        The last audio segment of a sequence: what was generated, if anything was generated.
-
-        Bos and eos rows delimit the parts. A part may lack its bos row (the model skipped it) or its eos row
-        (generation ran out of rows). A frame with ids that are no codes of its part cannot be decoded and is left out.
-
-        Args:
-            rows (`torch.LongTensor` of shape `(sequence_length, num_codebooks + 1)`): A sequence, padded or not.
-        """
-        markers = self._markers()
-        part, reasoning, reconstruction = "closed", [], []
-        for row in rows.tolist():
-            if self._kind(row) not in "ae":
-                part = "closed"
-                continue
-            frame = row[:-1]
-            marker = markers.get(frame[0]) if len(set(frame)) == 1 else None
-            if part == "closed":
-                part, reasoning, reconstruction = "reasoning", [], []
-                if marker == "reasoning_bos":
-                    continue
-            if marker in ("reasoning_eos", "reconstruction_bos"):
-                part = "reconstruction"
-            elif marker == "reconstruction_eos":
-                part = "closed"
-            else:
-                (reasoning if part == "reasoning" else reconstruction).append(frame)
-
-        reasoning_codes, dropped_reasoning = self._codes(reasoning, 0, self.reasoning_codebook_size)
-        reconstruction_codes, dropped = self._codes(
-            reconstruction, self.reasoning_vocab_size, self.reconstruction_codebook_size
-        )
-        return AudioAnswer(AudioCodes(reasoning_codes, reconstruction_codes), dropped_reasoning + dropped)
-
-    def _markers(self) -> dict[int, str]:
+    def _markers(self) -> tuple[int, ...]:
         offset = self.reasoning_vocab_size
-        return {
-            self.reasoning_bos_token_id: "reasoning_bos",
-            self.reasoning_eos_token_id: "reasoning_eos",
-            self.reconstruction_bos_token_id + offset: "reconstruction_bos",
-            self.reconstruction_eos_token_id + offset: "reconstruction_eos",
-        }
-
-    def _codes(self, frames: list[list[int]], offset: int, codebook_size: int) -> tuple[torch.Tensor, int]:
-        codes = torch.tensor(frames, dtype=torch.long).reshape(-1, self.num_codebooks) - offset
-        good = ((codes >= 0) & (codes < codebook_size)).all(-1)
-        return codes[good].T.contiguous(), int((~good).sum())
+        return (
+            self.reasoning_bos_token_id,
+            self.reasoning_eos_token_id,
+            self.reconstruction_bos_token_id + offset,
+            self.reconstruction_eos_token_id + offset,
+        )

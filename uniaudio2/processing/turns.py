@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .tasks import TEXT, TaskFormat, get_task
+from .rows import WRAPPERS
+from .tasks import REASONING, RECONSTRUCTION, TEXT, Segment, TaskFormat, get_task
 
-AUDIO_KEYS = ("audio", "path", "url")
+AUDIO_KEYS = ("audio", "path", "url", "bytes")
 CODE_KEYS = ("reasoning_codes", "reconstruction_codes")
+# What a message may ask for in place of a task, and the streams that the model then writes.
+ANSWERS = {"text": (TEXT,), "audio": (REASONING, RECONSTRUCTION)}
 
 
 @dataclass
@@ -106,10 +109,13 @@ def conversation_turns(
     its user message, else `task`, else what [`default_task_of`] finds. The parts of a message fill the fields of the
     task in order, texts and recordings apart; a part with a `"field"` entry fills that field.
 
+    A user message with an `"answer"` entry, `"text"` or `"audio"`, has no task: its parts, as many as there are, stand
+    in the sequence in their own order. Its texts may name a `"wrapper"`, as the texts of most tasks have one.
+
     Args:
         messages (`Sequence[Mapping[str, Any]]`):
             `{"role", "content"}`, content being a text or a list of parts `{"type": "text", "text"}` and
-            `{"type": "audio", "audio" | "path"}` (or with both kinds of codes).
+            `{"type": "audio", "audio" | "path" | "url" | "bytes"}` (or with both kinds of codes).
         default_task (`str`): The task of messages of text alone.
         task (`str`, *optional*): The task of all messages that do not name one.
         continue_final_message (`bool`, *optional*, defaults to `False`):
@@ -120,8 +126,11 @@ def conversation_turns(
     """
     turns, prompt, waiting = [], None, False
     for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"A message is {{'role': ..., 'content': ...}}, but got {message!r}.")
         role, is_last = message.get("role"), index == len(messages) - 1
-        texts, recordings = _parts(message)
+        parts = _parts(message)
+        texts, recordings = _of_kind(parts, "text"), _of_kind(parts, "audio")
         if role == "system":
             if recordings or len(texts) != 1:
                 raise ValueError("A system message holds the instruction: one text and nothing else.")
@@ -129,9 +138,13 @@ def conversation_turns(
         elif role == "user":
             if waiting:
                 raise ValueError("Two user messages in a row: put an assistant message with the answer between them.")
-            name = message.get("task") or task or default_task_of(bool(texts), bool(recordings), default_task)
-            format_ = get_task(name)
-            turns.append(question(format_, _assigned(format_, format_.condition_fields, texts, recordings), prompt))
+            if message.get("answer") is not None:
+                turns.append(_free_question(message, parts, prompt))
+            else:
+                name = message.get("task") or task or default_task_of(bool(texts), bool(recordings), default_task)
+                format_ = get_task(name)
+                given = _assigned(format_, format_.condition_fields, texts, recordings)
+                turns.append(question(format_, given, prompt))
             waiting = True
         elif role == "assistant":
             if not waiting:
@@ -147,7 +160,10 @@ def conversation_turns(
                     )
                 (turn.answer_start,) = _values(turn.task, answer, answer_fields).values()
             else:
-                turns[-1] = example(turn.task, {**turn.values, **answer}, prompt if turn.task.prompts else None)
+                values = _values(turn.task, {**turn.values, **answer}, turn.task.fields)
+                if turn.answer_start is not None:  # the user's message and the assistant's are one text
+                    values = {name: turn.answer_start + value for name, value in values.items()}
+                turns[-1] = Turn(turn.task, turn.prompt, values, answered=True)
         else:
             raise ValueError(f"Unknown role {role!r}. The roles are 'system', 'user' and 'assistant'.")
     if not turns:
@@ -209,8 +225,10 @@ def _checked_prompt(task: TaskFormat, prompt: str | None) -> str | None:
         if prompt is not None:
             raise ValueError(f"{task.name} ({task.description}) has no instruction: leave `prompt` out.")
         return None
-    if prompt is None:
-        return task.prompts[0]
+    return task.prompts[0] if prompt is None else _visible(prompt)
+
+
+def _visible(prompt: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
             f"`prompt` must be a text that is not empty, but is {prompt!r}. Leave it out for the default."
@@ -218,25 +236,61 @@ def _checked_prompt(task: TaskFormat, prompt: str | None) -> str | None:
     return prompt
 
 
-def _parts(message: Mapping[str, Any]) -> tuple[list[tuple[str | None, str]], list[tuple[str | None, Any]]]:
-    """The texts and the recordings of a message, each with the field it names, if any."""
+def _free_question(message: Mapping[str, Any], parts: list[dict[str, Any]], prompt: str | None) -> Turn:
+    """A turn of a format of its own: the parts as they come, then the answer."""
+    answer = message["answer"]
+    if answer not in ANSWERS:
+        raise ValueError(
+            f"The 'answer' of a message is {answer!r}, but must be one of {', '.join(map(repr, ANSWERS))}."
+        )
+    if message.get("task") is not None:
+        raise ValueError("A message has a 'task' or an 'answer', not both: a task knows what it answers with.")
+    if not parts:
+        raise ValueError("A message with an 'answer' needs at least one text or recording to answer.")
+    segments, values = [], {}
+    for number, part in enumerate(parts, start=1):
+        name = f"part_{number}"
+        values[name] = part["value"]
+        wrapper = part["wrapper"]
+        if wrapper is not None and (part["type"] != "text" or wrapper not in WRAPPERS):
+            raise ValueError(
+                f"The wrapper of a part is {wrapper!r}, but texts are wrapped as {', '.join(map(repr, WRAPPERS))}, "
+                "and recordings are not."
+            )
+        kinds = ANSWERS[part["type"]]
+        segments += [Segment(kind, name, wrapper=wrapper) for kind in kinds]
+    segments += [Segment(kind, "answer", target=True) for kind in ANSWERS[answer]]
+    task = TaskFormat("sequence", f"any parts to {answer}", tuple(segments))
+    return Turn(task, None if prompt is None else _visible(prompt), _values(task, values, task.condition_fields))
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message: the type of each, its value, and the field and the wrapper that it names, if any."""
     content = message.get("content")
     if isinstance(content, str):
-        return [(None, content)], []
+        content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
         raise ValueError(f"The content of a message is a text or a list of parts, but got {content!r}.")
-    texts, recordings = [], []
+    parts = []
     for part in content:
         if part.get("type") == "text" and "text" in part:
-            texts.append((part.get("field"), part["text"]))
+            value = part["text"]
         elif part.get("type") == "audio" and any(key in part for key in (*AUDIO_KEYS, *CODE_KEYS)):
-            recordings.append((part.get("field"), _recording(part)))
+            value = _recording(part)
         else:
             raise ValueError(
                 "A part of a message is {'type': 'text', 'text': ...} or {'type': 'audio', 'audio' or 'path': ...}, "
                 f"but got one of type {part.get('type')!r} with {_listed(part)}."
             )
-    return texts, recordings
+        parts.append(
+            {"type": part["type"], "value": value, "field": part.get("field"), "wrapper": part.get("wrapper")}
+        )
+    return parts
+
+
+def _of_kind(parts: list[dict[str, Any]], kind: str) -> list[tuple[str | None, Any]]:
+    """The values of the parts of a type, each with the field it names."""
+    return [(part["field"], part["value"]) for part in parts if part["type"] == kind]
 
 
 def _recording(part: Mapping[str, Any]) -> Any:
@@ -271,7 +325,8 @@ def _assigned(
             if name is None and not unnamed:
                 raise ValueError(
                     f"The message has more {'texts' if is_text else 'recordings'} than {task.name} takes "
-                    f"({task.description}): {_listed(free) or 'none'}."
+                    f"({task.description}): {_listed(free) or 'none'}. For parts in any number and order give the "
+                    "message an 'answer', 'text' or 'audio', in place of a task."
                 )
             assigned[name or unnamed.pop(0)] = value
     return assigned

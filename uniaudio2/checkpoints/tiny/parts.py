@@ -1,0 +1,1 @@
+../../processing/parts.py

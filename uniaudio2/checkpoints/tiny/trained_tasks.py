@@ -1,0 +1,1 @@
+../../processing/trained_tasks.py
