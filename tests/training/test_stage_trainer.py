@@ -26,7 +26,8 @@ class Toy(nn.Module):
 class ToyTrainer(StageTrainer):
     loss_weights: ClassVar = {"left_loss": 1.0, "right_loss": 0.5}
 
-    def trained_modules(self, model):
+    @classmethod
+    def trained_modules(cls, model):
         return ["trunk", "left"]
 
     def step_losses(self, model, inputs):

@@ -42,6 +42,27 @@ SIZES = {
     },
 }
 
+# What a Llama hands on to the stack that is built around it.
+TEXT_CONFIG_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "attention_dropout",
+    "mlp_bias",
+    "bos_token_id",
+    "eos_token_id",
+)
+EXPERT_COUNTS = ("num_understanding_layers", "num_generation_layers")
+
 
 @strict
 class UniAudio2DepthDecoderConfig(PreTrainedConfig):
@@ -225,6 +246,29 @@ class UniAudio2Config(PreTrainedConfig):
         if size not in SIZES:
             raise ValueError(f"Unknown size {size!r}: choose one of {sorted(SIZES)}, or pass the values to the class.")
         return cls(**{**SIZES[size], **kwargs})
+
+    @classmethod
+    def from_text_config(cls, text_config: PreTrainedConfig, **kwargs) -> "UniAudio2Config":
+        """
+        The configuration of a model whose cross-modal layers are a Llama; `kwargs` give everything else.
+
+        Args:
+            text_config ([`~transformers.LlamaConfig`]): Of the text model.
+
+        Raises:
+            ValueError: If the text model is not a Llama.
+        """
+        if text_config.model_type != "llama":
+            raise ValueError(f"The cross-modal layers are those of a Llama, but got {text_config.model_type!r}.")
+        values = {name: getattr(text_config, name) for name in TEXT_CONFIG_NAMES}
+        experts = {name: kwargs.get(name, getattr(cls, name)) for name in EXPERT_COUNTS}
+        return cls(
+            **{
+                **values,
+                "num_hidden_layers": text_config.num_hidden_layers + sum(experts.values()),
+                **kwargs,
+            }
+        )
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:

@@ -28,6 +28,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
+    LlamaForCausalLM,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
@@ -298,6 +299,26 @@ def row_kinds(
     return is_audio, is_text
 
 
+def following_rows(
+    shape: tuple[int, int],
+    mm_token_type_ids: torch.LongTensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.LongTensor | None,
+    device: torch.device,
+) -> tuple[torch.BoolTensor, torch.BoolTensor]:
+    """
+    Which rows follow another row of their sequence, and which of those are audio frames, both of shape
+    `(batch_size, sequence_length - 1)`: the text ids and the frames that losses may ask for.
+
+    The first row of a sequence follows no other: neither padding nor, in packed rows, the sequence before.
+    """
+    is_audio, is_text = row_kinds(shape, mm_token_type_ids, attention_mask, device)
+    follows = (is_audio | is_text)[:, :-1]
+    if position_ids is not None:
+        follows = follows & (position_ids[:, 1:] != 0).to(device)
+    return follows, is_audio[:, 1:] & follows
+
+
 class UniAudio2DepthDecoder(UniAudio2PreTrainedModel):
     """A short Llama stack over the codebooks of one frame: position 0 holds the row before, position k code k - 1."""
 
@@ -364,6 +385,46 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
         self.audio_head = UniAudio2AudioHead(config)
         self.post_init()
 
+    @classmethod
+    def from_text_model(
+        cls, pretrained_model_name_or_path: str | os.PathLike, config: UniAudio2Config | None = None, **kwargs
+    ) -> "UniAudio2ForConditionalGeneration":
+        """
+        The start of training: a Llama becomes the cross-modal layers, text embedding and text head (a tensor of its
+        own from here on); everything else is new. On text alone the logits are the Llama's, bit for bit.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): The text model.
+            config (`UniAudio2Config`, *optional*):
+                Of the new model; by default [`UniAudio2Config.from_text_config`]. Its text vocabulary may be larger.
+            kwargs: As of [`~transformers.PreTrainedModel.from_pretrained`], for the text model.
+
+        Raises:
+            ValueError: If the sizes of `config` are not those of the text model.
+        """
+        text_model = LlamaForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = UniAudio2Config.from_text_config(text_model.config) if config is None else config
+        model = cls(config).to(text_model.dtype)
+        cross_modal = model.model.layers[config.num_understanding_layers :][: config.num_cross_modal_layers]
+        pairs = [
+            *zip(cross_modal, text_model.model.layers, strict=False),
+            (model.model.cross_modal_norm, text_model.model.norm),
+        ]
+        theirs, ours = len(text_model.model.layers), config.num_cross_modal_layers
+        shapes = [[tuple(p.shape) for p in module.parameters()] for module in pairs[0]]
+        if theirs != ours or shapes[0] != shapes[1] or config.vocab_size < text_model.config.vocab_size:
+            raise ValueError(
+                f"The text model has {theirs} layers, width {text_model.config.hidden_size} and "
+                f"{text_model.config.vocab_size} text ids, but the config {ours} cross-modal layers, width "
+                f"{config.hidden_size} and {config.vocab_size} ids: make it with `UniAudio2Config.from_text_config`."
+            )
+        for mine, its in pairs:
+            mine.load_state_dict(its.state_dict())
+        with torch.no_grad():
+            model.model.embed_tokens.weight[: text_model.config.vocab_size] = text_model.model.embed_tokens.weight
+            model.lm_head.weight[: text_model.config.vocab_size] = text_model.lm_head.weight
+        return model
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """As [`~transformers.PreTrainedModel.save_pretrained`]; the saved code serves several Auto classes."""
         module = __name__.rpartition(".")[2]
@@ -416,17 +477,14 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
         else:
             logits = self.lm_head(hidden_states)
             labels = labels.to(hidden_states.device)
-            is_audio, is_text = row_kinds(labels.shape[:2], mm_token_type_ids, attention_mask, labels.device)
-            # The first row of a sequence follows no other: neither padding nor, in packed rows, the sequence before.
-            follows = (is_audio | is_text)[:, :-1]
-            if position_ids is not None:
-                follows = follows & (position_ids[:, 1:] != 0)
-
+            follows, is_next_audio = following_rows(
+                labels.shape[:2], mm_token_type_ids, attention_mask, position_ids, labels.device
+            )
             text_loss = self.text_loss(logits, labels if labels.ndim == 2 else labels[..., -1], follows)
             loss = self.config.text_loss_weight * text_loss
             if labels.ndim == 3:
                 codebook_losses, audio_logits = self.codebook_losses(
-                    hidden_states, input_ids.to(labels.device), labels, is_audio[:, 1:] & follows
+                    hidden_states, input_ids.to(labels.device), labels, is_next_audio
                 )
                 weights = codebook_losses.new_tensor(self.config.codebook_loss_weights)
                 audio_loss = (weights * codebook_losses).mean()

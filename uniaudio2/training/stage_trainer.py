@@ -108,7 +108,8 @@ class StageTrainer(Trainer):
 
     # What a stage says
 
-    def trained_modules(self, model: nn.Module) -> list[str]:
+    @classmethod
+    def trained_modules(cls, model: nn.Module) -> list[str]:
         """Names of the modules that learn, with all they contain; `""` is the whole model."""
         return [""]
 
