@@ -115,6 +115,54 @@ def test_waveforms_and_paths_are_read(processor, rows, tone, tmp_path):
     assert torch.equal(rows([user({"type": "audio", "path": str(tmp_path / "slower.flac")})]), from_file)
 
 
+def test_bytes_are_read(processor, rows, tone, tmp_path):
+    processor.save_audio(tone(), tmp_path / "in.flac")
+    expected = processor(audio=tmp_path / "in.flac")["input_ids"]
+    data = (tmp_path / "in.flac").read_bytes()
+    for part in ({"bytes": data}, {"audio": data}, {"audio": {"bytes": data}}):
+        assert torch.equal(rows([user({"type": "audio", **part})]), expected)
+    assert torch.equal(processor(audio=data)["input_ids"], expected)
+
+
+def test_a_message_with_an_answer_takes_any_parts_in_their_order(processor, rows, codes):
+    """An auditory sentence: two recordings with their captions, and a third."""
+    parts = [
+        audio(codes()),
+        text("a dog", wrapper="caption"),
+        audio(codes(seed=1)),
+        text("rain", wrapper="caption"),
+        audio(codes(seed=2)),
+    ]
+    ids = rows([user(*parts, answer="text")])[0]
+    row_format = processor.row_format
+    pieces = [
+        row_format.training_rows(TASKS["audio_only"], {"audio": AudioCodes(*part)}, None).input_ids
+        if isinstance(part, tuple)
+        else row_format.prompt_rows(
+            TASKS["TTA"], {"caption": processor.tokenizer(part, add_special_tokens=False)["input_ids"]}, None
+        ).input_ids
+        for part in (codes(), "a dog", codes(seed=1), "rain", codes(seed=2))
+    ]
+    assert torch.equal(ids, torch.cat(pieces))
+
+
+def test_messages_of_any_parts_are_examples_too(processor, rows, codes):
+    shown = [user(text("noisy"), audio(codes()), text("clean"), answer="audio"), assistant([audio(codes(seed=1))])]
+    asked = user(text("noisy"), audio(codes(seed=2)), text("clean"), answer="audio")
+    ids = rows([system("Clean the speech."), *shown, asked])[0]
+    read = processor.parse_sequence(ids)
+    kinds = [part.get("text") or "audio" for part in read]
+    turn = ["Clean the speech.\n\n", "noisy", "audio", "clean"]
+    assert kinds == [*turn, "audio", *turn]
+    assert torch.equal(read[4]["reconstruction_codes"], codes(seed=1)[1])
+    assert "<|reasoning|><|reconstruction|>" in processor.apply_chat_template([*shown, asked])
+
+
+def test_the_texts_of_a_continued_text_are_one(processor, rows):
+    chat = [user("one two", task="text_only"), assistant(" three"), user("four", task="text_only")]
+    assert [part["text"] for part in processor.parse_sequence(rows(chat)[0])] == ["one two three", "four"]
+
+
 def test_the_users_messages_are_not_changed(rows, codes):
     chat = [user(audio(codes())), assistant("seven"), user(audio(codes()))]
     before = [{**message} for message in chat]
@@ -155,6 +203,16 @@ def test_the_template_writes_what_the_text_rows_hold(processor, rows, codes):
         ([user(task="ASR")], "needs 'audio'"),
         ([{"role": "user"}], "content of a message"),
         ([system([]), user("one")], "one text and nothing else"),
+        ([user("one"), "two"], "A message is .* but got 'two'"),
+        ([user(text("a"), text("b"))], "give the message an 'answer'"),
+        ([user("a", answer="video")], "'video', but must be one of 'text', 'audio'"),
+        ([user("a", answer="text", task="TTS")], "not both"),
+        ([user(answer="text")], "at least one text or recording"),
+        ([user(text("a", wrapper="poem"), answer="text")], "wrapped as 'transcription', 'lyric', 'caption'"),
+        ([user(text(" "), answer="text")], "'part_1' of sequence is empty"),
+        ([user("a", answer="audio"), assistant("b")], "more texts than sequence takes"),
+        ([user("a", answer="text"), assistant([]), user("b")], "needs .*'answer' is missing"),
+        ([system(""), user("a", answer="text")], "not empty"),
     ],
 )
 def test_conversations_that_make_no_sense_are_refused(rows, chat, message):
