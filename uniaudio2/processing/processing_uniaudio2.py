@@ -20,7 +20,7 @@ from .parts import codes_of, last_audio, read_parts
 from .rows import AUDIO_ROW, BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN, TEXT_ROW, WRAPPERS, AudioCodes, RowFormat, Rows
 from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TEXT, TaskFormat, get_task
 from .trained_tasks import TrainedTasks
-from .turns import CODE_KEYS, Turn, conversation_turns, default_task_of, prompt_text
+from .turns import CODE_KEYS, Turn, check_conversation, conversation_turns, default_task_of, prompt_text
 from .turns import question as make_question
 
 logger = logging.get_logger(__name__)
@@ -398,6 +398,7 @@ class UniAudio2Processor(ProcessorMixin):
         """
         options = {"task": task, **kwargs, **(processor_kwargs or {})}
         task = options.pop("task")
+        check_conversation(conversation)
         conversations, is_batch = self._normalize_conversations(conversation)
         if add_generation_prompt and continue_final_message:
             raise ValueError("`add_generation_prompt` and `continue_final_message` exclude each other.")

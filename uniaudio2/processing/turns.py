@@ -95,6 +95,16 @@ def example(task: TaskFormat, given: Mapping[str, Any], prompt: str | None = Non
     return Turn(task, _checked_prompt(task, prompt), values, answered=True)
 
 
+def check_conversation(conversation: Any) -> None:
+    """A `ValueError` for what is neither a list of messages nor a list of such lists."""
+    if not isinstance(conversation, (list, tuple)) or not conversation:
+        raise ValueError(f"A conversation is a list with at least one message, but got {conversation!r}.")
+    is_batch = isinstance(conversation[0], (list, tuple))
+    for message in (message for messages in conversation for message in messages) if is_batch else conversation:
+        if not isinstance(message, Mapping):
+            raise ValueError(f"A message is {{'role': ..., 'content': ...}}, but got {message!r}.")
+
+
 def conversation_turns(
     messages: Sequence[Mapping[str, Any]],
     default_task: str,
@@ -126,8 +136,6 @@ def conversation_turns(
     """
     turns, prompt, waiting = [], None, False
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ValueError(f"A message is {{'role': ..., 'content': ...}}, but got {message!r}.")
         role, is_last = message.get("role"), index == len(messages) - 1
         parts = _parts(message)
         texts, recordings = _of_kind(parts, "text"), _of_kind(parts, "audio")
