@@ -1,10 +1,14 @@
 import copy
+import gc
 import logging
+import threading
+import weakref
 
 import pytest
 import torch
 from transformers import (
     CompileConfig,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -184,16 +188,64 @@ def test_compiled_steps_give_the_same_frames(make_language_model, prompts, batch
     assert torch.equal(compiled, model.generate(**batch_rows(*prompts), **options))
 
 
-def test_heads_that_a_task_does_not_use_are_not_computed(language_model, make_rows, monkeypatch):
-    def unused(*args, **kwargs):
-        raise AssertionError("not needed for this answer")
+@pytest.fixture
+def count_calls():
+    """Counts the calls of modules: `calls = count_calls(name=module, ...)` holds the shapes of what they returned."""
+    hooks = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(language_model.lm_head, "forward", unused)
-        language_model.generate(**make_rows("ta"), generation_mode="audio", max_new_tokens=2)
-    for module in (language_model.depth_decoder, language_model.audio_head):
-        monkeypatch.setattr(module, "forward", unused)
-    language_model.generate(**make_rows("ta"), max_new_tokens=2)
+    def count(**modules: torch.nn.Module) -> dict[str, list[tuple[int, ...]]]:
+        calls = {name: [] for name in modules}
+
+        def keep(name: str):
+            def hook(module, args, output):
+                calls[name].append(tuple(getattr(output, "last_hidden_state", output).shape))
+
+            return hook
+
+        hooks.extend(module.register_forward_hook(keep(name)) for name, module in modules.items())
+        return calls
+
+    yield count
+    for hook in hooks:
+        hook.remove()
+
+
+def test_only_what_an_answer_needs_is_computed(language_model, make_rows, count_calls):
+    calls = count_calls(
+        lm_head=language_model.lm_head,
+        depth_decoder=language_model.depth_decoder,
+        audio_head=language_model.audio_head,
+        stack=language_model.model,
+    )
+    frames = [REASONING_BOS, [1] * 8, REASONING_EOS, RECONSTRUCTION_BOS, [5 + R] * 8, RECONSTRUCTION_EOS]
+    language_model.generate(**make_rows("ttaa"), generation_mode="audio", logits_processor=scripted(frames))
+    assert calls["stack"] == [(1, 4, 32)] + [(1, 1, 32)] * 5
+    assert calls["depth_decoder"] == [(1, 1, 24)] * 8 * 6
+    # Reasoning ids cannot be said any more once the reconstruction has begun.
+    assert calls["audio_head"] == [(1, 1, 48)] * 8 * 3 + [(1, 1, 28)] * 8 * 3
+    assert calls["lm_head"] == []
+
+    for shapes in calls.values():
+        shapes.clear()
+    language_model.generate(**make_rows("ttaa"), max_new_tokens=3, min_new_tokens=3)
+    assert calls["stack"] == [(1, 4, 32)] + [(1, 1, 32)] * 2
+    assert calls["lm_head"] == [(1, 1, 64)] * 3  # of the prompt the last row alone
+    assert calls["depth_decoder"] == calls["audio_head"] == []
+
+
+def test_scores_are_the_same_without_the_ids_that_cannot_be_said(language_model, make_rows, count_calls):
+    """Raw logits are returned whole; to be compared, nothing is left out then."""
+    codes = torch.ones(1, 8, 2, dtype=torch.long)
+    options = {"reasoning_codes": codes, "max_new_tokens": 5, "guidance_scale": 1.5}
+    options |= {"generation_mode": "audio", "return_dict_in_generate": True, "output_scores": True}
+    calls = count_calls(audio_head=language_model.audio_head)
+    short = language_model.generate(**make_rows("ttaa"), **options)
+    whole = language_model.generate(**make_rows("ttaa"), **options, output_logits=True)
+    assert calls["audio_head"] == [(2, 1, 28)] * 40 + [(2, 1, 48)] * 40
+    assert torch.equal(short.sequences, whole.sequences)
+    for part, scores, logits in zip(short.scores, whole.scores, whole.logits, strict=True):
+        torch.testing.assert_close(part, scores, rtol=0, atol=1e-5)
+        assert logits.isfinite().all() and torch.equal(logits[..., R:], scores[..., R:])
 
 
 def test_guidance_is_between_the_prompt_and_the_prompt_without_text(language_model, make_rows):
@@ -284,8 +336,6 @@ def test_repetition_penalty_sees_a_codebooks_own_frames(language_model, make_row
 
 
 def test_a_cache_may_hold_the_beginning_of_the_prompt(language_model, make_rows):
-    from transformers import DynamicCache
-
     rows = make_rows("ttaat")
     expected = language_model.generate(**rows, generation_mode="audio", max_new_tokens=3)
     cache = DynamicCache(config=language_model.config)
@@ -414,6 +464,133 @@ def test_stopping_criteria_of_text(language_model, make_rows):
     assert language_model.generate(**make_rows("taa"), max_new_tokens=9, stopping_criteria=criteria).shape == (1, 2)
 
 
+# --- Both kinds in one batch ---
+
+
+@pytest.fixture
+def mixed_prompts(make_rows):
+    kinds = ["ttt", "tttaaat", "ttaaaaaat", "tt", "taaaat", "tttttttttt", "ttat", "aaaat"]
+    return [make_rows(kind, seed=seed) for seed, kind in enumerate(kinds)], torch.tensor([3, 0, 0, 3, 3, 0, 3, 0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 7},
+        {"max_new_tokens": 7, "cache_implementation": "static"},
+        {"max_duration": 0.4, "min_duration": 0.2, "guidance_scale": 2.0, "max_new_tokens": 12, "num_beams": 2},
+    ],
+)
+def test_batch_of_both_kinds_equals_its_items(language_model, mixed_prompts, batch_rows, options):
+    """Eight prompts of every length: text and audio answers, each stopping by itself."""
+    prompts, output_modality = mixed_prompts
+    batch = language_model.generate(**batch_rows(*prompts), output_modality=output_modality, **options)
+    for answer, prompt, modality in zip(batch, prompts, output_modality, strict=True):
+        foreign = ("max_duration", "min_duration", "guidance_scale") if modality == 0 else ("num_beams",)
+        own = {name: value for name, value in options.items() if name not in foreign}
+        alone = language_model.generate(**prompt, output_modality=modality[None], **own)
+        assert torch.equal(answer, alone[0])
+    assert len({len(answer) for answer in batch}) > 2
+
+
+def test_batch_of_both_kinds_when_sampled(language_model, mixed_prompts, batch_rows):
+    prompts, output_modality = mixed_prompts
+    options = {**SAMPLING, "max_new_tokens": 5, "num_return_sequences": 2, "text_top_k": 3, "reasoning_top_k": 4}
+    outputs = language_model.generate(
+        **batch_rows(*prompts),
+        output_modality=output_modality,
+        **options,
+        generator=seeded(*range(16)),
+        return_dict_in_generate=True,
+    )
+    assert len(outputs.sequences) == len(outputs.reconstruction_codes) == len(outputs.num_malformed_frames) == 16
+    for index, sequence in enumerate(outputs.sequences):
+        prompt, modality = prompts[index // 2], output_modality[index // 2]
+        foreign = ("num_return_sequences", "text_top_k" if modality else "reasoning_top_k")
+        own = {name: value for name, value in options.items() if name not in foreign}
+        alone = language_model.generate(
+            **prompt, output_modality=modality[None], **own, generator=seeded(index), return_dict_in_generate=True
+        )
+        assert torch.equal(sequence, alone.sequences[0])
+        codes = alone.reasoning_codes[0] if modality else torch.zeros(8, 0)
+        assert torch.equal(outputs.reasoning_codes[index], codes)
+
+
+def test_given_reasoning_and_parts_in_a_batch_of_both_kinds(language_model, make_rows, batch_rows):
+    prompts = [make_rows("ttaat", 1), make_rows("tt", 2), make_rows("ttt", 3)]
+    codes, modality = torch.full((8, 3), 2), torch.tensor([0, 3, 3])
+    outputs = language_model.generate(
+        **batch_rows(*prompts),
+        output_modality=modality,
+        reasoning_codes=[None, codes, None],
+        answer_parts=[[1, 2], [1, 2], [2, 0]],
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+    )
+    assert torch.equal(outputs.sequences[0], language_model.generate(**prompts[0], max_new_tokens=4)[0])
+    options = {"generation_mode": "audio", "max_new_tokens": 4}
+    alone = language_model.generate(**prompts[1], **options, reasoning_codes=codes[None])[0]
+    assert torch.equal(outputs.sequences[1], alone) and torch.equal(outputs.reasoning_codes[1], codes)
+    alone = language_model.generate(**prompts[2], **options, answer_parts=[[2]])[0]
+    assert torch.equal(outputs.sequences[2], alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"streamer": TextStreamer(None)}, "two calls"),
+        ({"output_scores": True}, "two calls"),
+        ({"generator": seeded(1, 2, 3), "do_sample": True}, "3 generators for 2 items"),
+    ],
+)
+def test_what_both_kinds_cannot_have_together(language_model, make_rows, batch_rows, options, message):
+    rows = batch_rows(make_rows("tt"), make_rows("tta"))
+    with pytest.raises(ValueError, match=message):
+        language_model.generate(**rows, output_modality=torch.tensor([0, 3]), max_new_tokens=2, **options)
+
+
+# --- Frame by frame ---
+
+
+def test_frames_may_be_iterated(language_model, prompts, batch_rows):
+    options = {"max_duration": 0.3, "do_sample": True, "return_dict_in_generate": True, "guidance_scale": 1.5}
+    expected = language_model.generate(
+        **batch_rows(*prompts), **options, generation_mode="audio", generator=seeded(1, 2, 3)
+    )
+    iterator = language_model.iterate_frames(**batch_rows(*prompts), **options, generator=seeded(1, 2, 3))
+    rows, heard = [], [[], [], []]
+    while True:
+        try:
+            frame = next(iterator)
+        except StopIteration as end:
+            outputs = end.value
+            break
+        assert not torch.is_grad_enabled() or not frame.rows.requires_grad
+        rows.append(frame.rows)
+        for item in frame.is_reconstruction.nonzero()[:, 0].tolist():
+            heard[item].append(frame.rows[item, :-1] - R)
+    assert torch.equal(torch.stack(rows, dim=1), expected.sequences[:, 9:])
+    assert torch.equal(outputs.sequences, expected.sequences)
+    for item, codes in enumerate(expected.reconstruction_codes):
+        assert torch.equal(torch.stack(heard[item]).T if heard[item] else torch.zeros(8, 0), codes)
+
+
+def test_an_iteration_that_is_given_up_frees_everything(language_model, make_rows):
+    """Nothing runs between two frames, so closing the iterator, or dropping it, is the end of it."""
+    grad_mode = torch.is_grad_enabled()
+    cache = DynamicCache(config=language_model.config)
+    reference, threads = weakref.ref(cache), threading.active_count()
+    iterator = language_model.iterate_frames(**make_rows("tt"), past_key_values=cache, max_new_tokens=50)
+    del cache
+    next(iterator), next(iterator)
+    assert reference() is not None and threading.active_count() == threads
+    iterator.close()
+    gc.collect()
+    assert reference() is None and torch.is_grad_enabled() == grad_mode
+    with pytest.raises(ValueError, match="temprature"):
+        language_model.iterate_frames(**make_rows("tt"), temprature=1)  # at once, not with the first frame
+
+
 # --- Which kind of answer ---
 
 
@@ -510,7 +687,7 @@ def test_long_prompts(make_language_model, make_rows, caplog):
     ("options", "message"),
     [
         ({"generation_mode": "image"}, "'text' or 'audio', got 'image'"),
-        ({"output_modality": torch.tensor([0, 3])}, "two calls"),
+        ({"output_modality": torch.tensor([0, 3])}, "2 entries for 1 prompts"),
         ({"output_modality": torch.tensor([1])}, r"got \[1\]"),
         ({"generation_mode": "audio", "num_beams": 2}, "num_beams=2"),
         ({"generation_mode": "audio", "bad_words_ids": [[1]]}, "bad_words_ids"),

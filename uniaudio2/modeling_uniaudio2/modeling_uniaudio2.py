@@ -107,16 +107,19 @@ class UniAudio2AudioHead(nn.Module):
         width = config.depth_decoder_config.hidden_size
         self.weight = nn.Parameter(torch.empty(config.num_codebooks, width, config.audio_vocab_size))
 
-    def forward(self, hidden_states: torch.FloatTensor, first_codebook: int = 0) -> torch.FloatTensor:
+    def forward(
+        self, hidden_states: torch.FloatTensor, first_codebook: int = 0, first_id: int = 0
+    ) -> torch.FloatTensor:
         """
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch_size, n, depth_width)`): For `n` consecutive codebooks.
             first_codebook (`int`, *optional*, defaults to 0): Which codebook `hidden_states[:, 0]` is for.
+            first_id (`int`, *optional*, defaults to 0): The first id to score; those below are left out.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, n, audio_vocab_size)`.
+            `torch.FloatTensor` of shape `(batch_size, n, audio_vocab_size - first_id)`.
         """
-        weight = self.weight[first_codebook : first_codebook + hidden_states.shape[1]]
+        weight = self.weight[first_codebook : first_codebook + hidden_states.shape[1], :, first_id:]
         return torch.bmm(hidden_states.transpose(0, 1), weight).transpose(0, 1)
 
 
@@ -432,6 +435,8 @@ class UniAudio2ForConditionalGeneration(UniAudio2PreTrainedModel, UniAudio2Gener
             "AutoModel": f"{module}.{UniAudio2Model.__name__}",
             "AutoModelForMultimodalLM": f"{module}.{type(self).__name__}",
         }
+        # Of a generation config marked as made from the model's, transformers reads back no entries but its own.
+        self.generation_config._from_model_config = False
         super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple

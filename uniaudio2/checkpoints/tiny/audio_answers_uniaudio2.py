@@ -1,0 +1,1 @@
+../../modeling_uniaudio2/audio_answers_uniaudio2.py
