@@ -1,4 +1,4 @@
-"""The command line: `uniaudio2 run | reconstruct | info`.
+"""The command line: `uniaudio2 run | reconstruct | info | convert`.
 
 What a command produces goes to stdout (a transcription) or to the file named by `--output`; progress and remarks go to
 stderr. A mistake in the request ends with one line on stderr and exit status 2.
@@ -7,9 +7,9 @@ stderr. A mistake in the request ends with one line on stderr and exit status 2.
 import argparse
 import sys
 
-from .commands import info, reconstruct, run
+from .commands import convert, info, reconstruct, run
 
-COMMANDS = (run, reconstruct, info)
+COMMANDS = (run, reconstruct, info, convert)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -95,10 +95,14 @@ def test_names_and_shapes_of_the_released_model():
 
 
 def test_prefix_of_a_parallel_wrapper(model):
-    """What follows its last occurrence is kept."""
+    """Only what leads is taken off: a name that goes on after another `module.` is none of the released ones."""
     original = original_language_model_state_dict(model.state_dict(), model.config)
-    wrapped = {f"module.engine.module.{name}": weight for name, weight in original.items()}
-    assert language_model_state_dict(wrapped, model.config).keys() == model.state_dict().keys()
+    wrapped = {f"module.{name}": weight for name, weight in original.items()}
+    converted = language_model_state_dict(wrapped, model.config)
+    assert all(torch.equal(converted[name], weight) for name, weight in model.state_dict().items())
+    deeper = {f"module.engine.module.{name}": weight for name, weight in original.items()}
+    with pytest.raises(ValueError, match="missing"):
+        language_model_state_dict(deeper, model.config)
 
 
 def test_older_layout_of_fused_attention(model):

@@ -4,7 +4,7 @@ The scalar autoencoder comes in a file of its own (`sqcodec.pth`), see `scalar_c
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, WavLMModel
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
 from .flow_decoder import DROPPED as FLOW_DROPPED
 from .flow_decoder import flow_decoder_key_table
-from .key_table import rename_weights
+from .key_table import WeightOrigin, check_keys, with_new_weight_norm, without_wrapper
 from .music_encoder import DROPPED_BEGINNINGS as MUSIC_DROPPED_BEGINNINGS
 from .music_encoder import music_encoder_key_table
 from .scalar_codec import scalar_codec_state_dict
@@ -23,6 +23,8 @@ WAVLM_PREFIX = "wavlm_encoder."
 MUSIC_PREFIX = "pretrained_model.model.model."
 FLOW_PREFIX = "cfm_wrapper.estimator."
 REASONING_PREFIX = "audio_thinking."
+# Of the scalar autoencoder inside `ReasoningCodecModel`.
+SCALAR_PREFIX = "scalar_codec."
 
 # Modules of the reconstruction branch with a weight and a bias.
 RECONSTRUCTION_MODULES = {
@@ -70,9 +72,6 @@ DROPPED = {
     r"audio_thinking\.encoder_transformers\.\d+\.rope\.inv_freq": "the rotary frequencies are a formula",
     r"audio_thinking\.(llama_model|llm_proj)\..*": "the text head of an older checkpoint, which is a model of its own",
 }
-
-# Spellings of weight norm before torch 2.0.
-OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 def residual_quantizer_key_table(num_quantizers: int) -> dict[str, str]:
@@ -143,6 +142,23 @@ def codec_key_table(config: ReasoningCodecConfig) -> dict[str, str]:
     return table
 
 
+def codec_origins(keys: Collection[str], config: ReasoningCodecConfig) -> dict[str, WeightOrigin]:
+    """
+    Where each weight of [`ReasoningCodecModel`] comes from, but for those of its scalar autoencoder.
+
+    Args:
+        keys (`Collection[str]`): Names in the released checkpoint, with either spelling of weight norm.
+        config (`ReasoningCodecConfig`): Sizes.
+
+    Raises:
+        ValueError: If weights are missing, or there are others than the codec has.
+    """
+    spellings = {released_name(key): key for key in keys}
+    table = codec_key_table(config)
+    check_keys(spellings.keys(), table.keys(), [key for key in spellings if dropping_reason(key)])
+    return {ours: WeightOrigin(spellings[name]) for name, ours in table.items()}
+
+
 def codec_state_dict(
     original: Mapping[str, torch.Tensor],
     config: ReasoningCodecConfig,
@@ -160,20 +176,16 @@ def codec_state_dict(
     Raises:
         ValueError: If weights are missing, or there are others than the codec has.
     """
-    weights = {}
-    for key, value in original.items():
-        key = key.removeprefix("module.")
-        stem, _, last = key.rpartition(".")
-        if key.startswith(WAVLM_PREFIX) and last in OLD_WEIGHT_NORM:
-            key = f"{stem}.{OLD_WEIGHT_NORM[last]}"
-        weights[key] = value
-    table = codec_key_table(config)
-    dropped = [key for key in weights if key not in table and dropping_reason(key)]
-    renamed = rename_weights(weights, table, dropped)
+    weights = {ours: origin.take(original) for ours, origin in codec_origins(original.keys(), config).items()}
     if scalar_codec is not None:
-        scalar = scalar_codec_state_dict(dict(scalar_codec), config.scalar_config)
-        renamed |= {f"scalar_codec.{key}": value for key, value in scalar.items()}
-    return renamed
+        scalar = scalar_codec_state_dict(scalar_codec, config.scalar_config)
+        weights |= {f"{SCALAR_PREFIX}{key}": value for key, value in scalar.items()}
+    return weights
+
+
+def released_name(key: str) -> str:
+    """Name of a tensor in `ReasoningCodec.checkpoint` as the key table spells it."""
+    return with_new_weight_norm(without_wrapper(key))
 
 
 def dropping_reason(key: str) -> str | None:

@@ -1,11 +1,12 @@
 """The released language model (`Model_stage3`) -> [`UniAudio2ForConditionalGeneration`], and back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
 import torch
 
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config, UniAudio2DepthDecoderConfig
-from .key_table import rename_weights
+from .key_table import WeightOrigin, check_keys, rename_weights, without_wrapper
 
 # Where the released stacks went: their layers follow each other in ours.
 _TRUNK_STACKS = ("audio_understanding_expert", "backbone", "audio_generation_expert")
@@ -51,6 +52,41 @@ def fused_attention_table(
     }
 
 
+def language_model_origins(keys: Collection[str], config: UniAudio2Config) -> dict[str, WeightOrigin]:
+    """
+    Where each of our weights comes from, in the order of the released names.
+
+    Args:
+        keys (`Collection[str]`): Names in the released checkpoint.
+        config (`UniAudio2Config`): Sizes of the model.
+
+    Raises:
+        ValueError: If tensors are missing or unknown.
+    """
+    spellings = {without_wrapper(key): key for key in keys}
+    fused = fused_attention_table(config)
+    origins = {}
+    for name, (ours, stack) in fused.items():
+        legacy = name.removesuffix(_FUSED) + _LEGACY_FUSED
+        is_legacy = name not in spellings and legacy in spellings
+        if is_legacy:
+            spellings[name] = spellings.pop(legacy)
+        elif name not in spellings:
+            raise ValueError(
+                f"The weights do not fit the key table: {name} is missing. Check the sizes of the config."
+            )
+        counts = _row_counts(stack)
+        for index, (our_name, part) in enumerate(zip(ours, ("queries", "keys", "values"), strict=True)):
+            origins[our_name] = WeightOrigin(
+                spellings[name],
+                partial(_part_of_fused, index=index, config=stack, is_legacy=is_legacy),
+                f"the {counts[index]} rows of the {part}{', collected from their groups' if is_legacy else ''}",
+            )
+    table = language_model_key_table(config)
+    check_keys(spellings.keys(), table.keys(), fused.keys())
+    return origins | {ours: WeightOrigin(spellings[name]) for name, ours in table.items()}
+
+
 def language_model_state_dict(
     original: Mapping[str, torch.Tensor], config: UniAudio2Config
 ) -> dict[str, torch.Tensor]:
@@ -60,7 +96,7 @@ def language_model_state_dict(
     Args:
         original (`Mapping[str, torch.Tensor]`):
             State dict of `Model_stage3`, i.e. what the checkpoint file holds under `model`. Names may carry the
-            `module.` of a parallel wrapper, and the older name and layout of the fused attention matrices.
+            leading `module.` of a parallel wrapper, and the older name and layout of the fused attention matrices.
         config (`UniAudio2Config`):
             Sizes of the model. The split of the codebooks into reasoning and reconstruction ids cannot be read from
             the weights.
@@ -68,19 +104,7 @@ def language_model_state_dict(
     Raises:
         ValueError: If tensors are missing or unknown.
     """
-    original = {key.rpartition("module.")[2]: value for key, value in original.items()}
-    fused = fused_attention_table(config)
-    split = {}
-    for key, (names, stack_config) in fused.items():
-        legacy = key.removesuffix(_FUSED) + _LEGACY_FUSED
-        if key in original:
-            weight = original.pop(key)
-        elif legacy in original:
-            weight = _deinterleave(original.pop(legacy), stack_config)
-        else:
-            raise ValueError(f"The weights do not fit the key table: {key} is missing. Check the sizes of the config.")
-        split.update(zip(names, weight.split(_row_counts(stack_config)), strict=True))
-    return {**rename_weights(original, language_model_key_table(config)), **split}
+    return {ours: origin.take(original) for ours, origin in language_model_origins(original.keys(), config).items()}
 
 
 def original_language_model_state_dict(
@@ -116,9 +140,13 @@ def _row_counts(config: UniAudio2Config | UniAudio2DepthDecoderConfig) -> list[i
     ]
 
 
-def _deinterleave(weight: torch.Tensor, config: UniAudio2Config | UniAudio2DepthDecoderConfig) -> torch.Tensor:
-    """From the older layout, for each key-value group its query heads, its key, its value, to all q, all k, all v."""
+def _part_of_fused(
+    weight: torch.Tensor, index: int, config: UniAudio2Config | UniAudio2DepthDecoderConfig, is_legacy: bool
+) -> torch.Tensor:
+    """The rows of queries (`index` 0), keys (1) or values (2) in a fused attention matrix."""
+    if not is_legacy:
+        return weight.split(_row_counts(config))[index]
+    # The older layout: for each key-value group its query heads, its key, its value.
     queries_per_group = config.num_attention_heads // config.num_key_value_heads
     groups = weight.view(config.num_key_value_heads, queries_per_group + 2, config.head_dim, -1)
-    queries, keys, values = groups.split([queries_per_group, 1, 1], dim=1)
-    return torch.cat([part.reshape(-1, weight.shape[1]) for part in (queries, keys, values)])
+    return groups.split([queries_per_group, 1, 1], dim=1)[index].reshape(-1, weight.shape[1])

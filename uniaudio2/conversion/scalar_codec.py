@@ -1,10 +1,12 @@
 """The released scalar autoencoder (`sqcodec.pth`, its `codec_model`) -> [`ScalarCodec`]."""
 
+from collections.abc import Collection, Mapping
+
 import torch
 
 from ..modeling_uniaudio2.configuration_reasoning_codec import ScalarCodecConfig
 from ..modeling_uniaudio2.modeling_scalar_codec import RESIDUAL_DILATIONS
-from .key_table import rename_weights
+from .key_table import WeightOrigin, check_keys, with_old_weight_norm, without_wrapper
 
 # Old-style weight norm -> torch's parametrization, and the bias both have.
 _NORMALISED = {
@@ -61,11 +63,29 @@ def scalar_codec_key_table(config: ScalarCodecConfig) -> dict[str, str]:
     return table
 
 
-def scalar_codec_state_dict(original: dict[str, torch.Tensor], config: ScalarCodecConfig) -> dict[str, torch.Tensor]:
+def scalar_codec_origins(keys: Collection[str], config: ScalarCodecConfig) -> dict[str, WeightOrigin]:
+    """Where each weight of [`ScalarCodec`] comes from.
+
+    Args:
+        keys: Names in the released checkpoint, with either spelling of weight norm.
+        config: Sizes; the table of names follows from them.
+
+    Raises:
+        ValueError: `keys` are others than the configuration asks for.
+    """
+    spellings = {with_old_weight_norm(without_wrapper(key)): key for key in keys}
+    table = scalar_codec_key_table(config)
+    check_keys(spellings.keys(), table.keys())
+    return {ours: WeightOrigin(spellings[name]) for name, ours in table.items()}
+
+
+def scalar_codec_state_dict(
+    original: Mapping[str, torch.Tensor], config: ScalarCodecConfig
+) -> dict[str, torch.Tensor]:
     """Rename the tensors of the release's state dict.
 
     Args:
-        original: State dict under the release's names, old-style weight norm.
+        original: State dict under the release's names, with either spelling of weight norm.
         config: Sizes; the table of names follows from them.
 
     Returns:
@@ -74,4 +94,4 @@ def scalar_codec_state_dict(original: dict[str, torch.Tensor], config: ScalarCod
     Raises:
         ValueError: `original` holds other tensors than the configuration asks for.
     """
-    return rename_weights(original, scalar_codec_key_table(config))
+    return {ours: origin.take(original) for ours, origin in scalar_codec_origins(original.keys(), config).items()}
