@@ -1,0 +1,94 @@
+"""Word and character error rate (jiwer), of texts or of what a recogniser hears."""
+
+from typing import ClassVar
+
+import jiwer
+import numpy as np
+
+from uniaudio2.evaluation.audio import read_audio
+from uniaudio2.evaluation.metric import ItemMetric, Score, ratio
+from uniaudio2.evaluation.normalizers import get_normalizer
+from uniaudio2.evaluation.recognisers import check_recogniser, get_recogniser
+
+
+class WordErrorRate(ItemMetric):
+    """
+    Errors over all items per word (`wer`) and per character (`cer`), and the share of items that are right (`exact`).
+
+    An empty prediction counts as everything left out. An empty reference is an error: nothing was said. Audio that is
+    missing, broken or silent is heard as an empty text, so that a system cannot gain by answering with nothing.
+
+    Args:
+        normalizer (`str`, *optional*, defaults to `"english"`): See [`get_normalizer`].
+        recogniser (`str`, *optional*):
+            For predictions that are audio: who listens, `"digits"` or a Whisper folder or Hub id.
+        language (`str`, *optional*): What the recogniser expects.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the recogniser runs.
+    """
+
+    description = "Word and character error rate, pooled over all items."
+    scores: ClassVar = {
+        "wer": Score("lower", percent=True),
+        "cer": Score("lower", percent=True),
+        "exact": Score("higher", True),
+    }
+    packages = ("jiwer",)
+
+    def __init__(
+        self,
+        normalizer: str = "english",
+        recogniser: str | None = None,
+        language: str | None = None,
+        device: str = "cpu",
+        **kwargs,
+    ):
+        self.normalize = get_normalizer(normalizer)
+        self.recogniser, self.language, self.device = recogniser, language, device
+        # What was heard in each item, in order; filled by `items`.
+        self.heard: list[str] = []
+        self.inputs = {"predictions": "audio" if recogniser else "text", "references": "text"}
+        super().__init__(**kwargs)
+
+    def check(self) -> list[str]:
+        if self.recogniser == "digits":
+            self.packages = ("jiwer", "pocketsphinx")
+        return super().check() + (check_recogniser(self.recogniser) if self.recogniser else [])
+
+    def items(self, *args, **kwargs) -> np.ndarray:
+        """Rows of word errors, words, character errors, characters, and 1 if the item is right."""
+        self.heard = []
+        return super().items(*args, **kwargs)
+
+    def item(self, prediction, reference, sampling_rate):
+        said = self.normalize(reference or "")
+        if not said:
+            raise ValueError(f"the reference {reference!r} holds no word after normalisation")
+        text = self._listen(prediction, sampling_rate) if self.recogniser else prediction
+        self.heard.append(text or "")
+        heard = self.normalize(text or "")
+        words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+        return (
+            words.substitutions + words.deletions + words.insertions,
+            len(said.split()),
+            characters.substitutions + characters.deletions + characters.insertions,
+            len(said),
+            said == heard,
+        )
+
+    def _listen(self, prediction, sampling_rate) -> str:
+        recogniser = get_recogniser(self.recogniser, self.language, self.device)
+        try:
+            return recogniser(*read_audio(prediction, sampling_rate, None))
+        except ValueError:
+            return ""
+
+    def aggregate(self, rows: np.ndarray) -> dict[str, float]:
+        word_errors, words, character_errors, characters, exact = rows.sum(axis=0)
+        return {
+            "wer": float(word_errors / words),
+            "cer": float(character_errors / characters),
+            "exact": float(exact / len(rows)),
+        }
+
+    def values(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"wer": ratio(rows[:, 0], rows[:, 1]), "cer": ratio(rows[:, 2], rows[:, 3]), "exact": rows[:, 4]}
