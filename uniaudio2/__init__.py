@@ -11,6 +11,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioTokenization,
+    AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     AutoModelForTextToWaveform,
     AutoProcessor,
@@ -18,10 +19,13 @@ from transformers import (
 
 from .feature_extraction.feature_extraction_uniaudio2 import UniAudio2FeatureExtractor
 from .modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
+from .modeling_uniaudio2.configuration_reasoning_codec_text import ReasoningCodecTextConfig
 from .modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config, UniAudio2DepthDecoderConfig
 from .modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
+from .modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
 from .modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration, UniAudio2Model
 from .processing.data_collator import UniAudio2DataCollator
+from .processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
 from .processing.processing_uniaudio2 import UniAudio2Processor
 from .processing.tasks import TASKS
 
@@ -42,11 +46,20 @@ AutoModel.register(ReasoningCodecConfig, ReasoningCodecModel, exist_ok=True)
 AutoModelForAudioTokenization.register(ReasoningCodecConfig, ReasoningCodecModel, exist_ok=True)
 AutoFeatureExtractor.register(ReasoningCodecConfig, UniAudio2FeatureExtractor, exist_ok=True)
 
+AutoConfig.register(ReasoningCodecTextConfig.model_type, ReasoningCodecTextConfig, exist_ok=True)
+AutoModelForCausalLM.register(ReasoningCodecTextConfig, ReasoningCodecForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(ReasoningCodecTextConfig, ReasoningCodecForConditionalGeneration, exist_ok=True)
+AutoFeatureExtractor.register(ReasoningCodecTextConfig, UniAudio2FeatureExtractor, exist_ok=True)
+AutoProcessor.register(ReasoningCodecTextConfig, ReasoningCodecTextProcessor, exist_ok=True)
+
 __all__ = [
     "TASKS",
     "TINY",
     "ReasoningCodecConfig",
+    "ReasoningCodecForConditionalGeneration",
     "ReasoningCodecModel",
+    "ReasoningCodecTextConfig",
+    "ReasoningCodecTextProcessor",
     "UniAudio2Config",
     "UniAudio2DataCollator",
     "UniAudio2DepthDecoderConfig",

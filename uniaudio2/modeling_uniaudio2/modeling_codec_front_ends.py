@@ -128,8 +128,8 @@ def whisper_log_mel(waveform: torch.Tensor, num_mel_bins: int, num_frames: int) 
     return (log_mel + 4.0) / 4.0
 
 
-class CodecFrontEnds(nn.Module):
-    """The three frozen encoders.
+class ReasoningFrontEnds(nn.Module):
+    """The two frozen encoders that the reasoning branch listens to: Whisper and the music encoder.
 
     Args:
         config (`ReasoningCodecConfig`): Configuration of the codec.
@@ -139,14 +139,11 @@ class CodecFrontEnds(nn.Module):
         super().__init__()
         self.sampling_rate = config.sampling_rate
         self.frame_length = config.latent_hop_length
-        self.wavlm_layers = tuple(config.wavlm_layers)
         self.music_acoustic_layer = config.music_acoustic_layer
         self.music_semantic_layer = config.music_semantic_layer
-        # The attention of these two has one implementation, and transformers refuses to build WavLM with another.
-        config.wavlm_config._attn_implementation = "eager"
+        # Its attention has one implementation.
         config.music_encoder_config._attn_implementation = "eager"
         self.whisper = WhisperEncoder(config.whisper_config)
-        self.wavlm = WavLMModel(config.wavlm_config)
         self.music_encoder = MusicEncoder(config.music_encoder_config)
 
     def forward(self, waveform: torch.Tensor) -> ReasoningCodecFeatures:
@@ -158,12 +155,13 @@ class CodecFrontEnds(nn.Module):
             [`ReasoningCodecFeatures`] of the encoders alone.
         """
         waveform = waveform.float()
-        resampled = resample(waveform, self.sampling_rate, FRONT_END_SAMPLING_RATE)
+        return self.encode(waveform, resample(waveform, self.sampling_rate, FRONT_END_SAMPLING_RATE))
+
+    def encode(self, waveform: torch.Tensor, resampled: torch.Tensor) -> ReasoningCodecFeatures:
+        """Features of `(batch_size, num_samples)` audio at both rates, 24 kHz and 16 kHz."""
         music_acoustic, music_semantic = self.music_features(waveform)
-        frames = music_acoustic.shape[-1]
         return ReasoningCodecFeatures(
-            whisper=self.whisper_features(resampled, waveform.shape[-1], frames),
-            wavlm=self.wavlm_features(resampled)[..., : 2 * frames],
+            whisper=self.whisper_features(resampled, waveform.shape[-1], music_acoustic.shape[-1]),
             music_acoustic=music_acoustic,
             music_semantic=music_semantic,
         )
@@ -188,6 +186,26 @@ class CodecFrontEnds(nn.Module):
         # Rounded as in the released code, where the second count repairs what the first loses to truncation.
         frames = max(int(num_samples / self.sampling_rate * 50), 2 * music_frames)
         return hidden_states[:, :frames].transpose(1, 2)
+
+
+class CodecFrontEnds(ReasoningFrontEnds):
+    """All three frozen encoders: WavLM too, to which the reconstruction branch listens.
+
+    Args:
+        config (`ReasoningCodecConfig`): Configuration of the codec.
+    """
+
+    def __init__(self, config: ReasoningCodecConfig):
+        super().__init__(config)
+        self.wavlm_layers = tuple(config.wavlm_layers)
+        # transformers refuses to build it with another attention.
+        config.wavlm_config._attn_implementation = "eager"
+        self.wavlm = WavLMModel(config.wavlm_config)
+
+    def encode(self, waveform: torch.Tensor, resampled: torch.Tensor) -> ReasoningCodecFeatures:
+        features = super().encode(waveform, resampled)
+        features.wavlm = self.wavlm_features(resampled)[..., : 2 * features.music_acoustic.shape[-1]]
+        return features
 
     def wavlm_features(self, resampled: torch.Tensor) -> torch.Tensor:
         """Mean of the chosen hidden states, `(batch_size, channels, frames at 50 Hz)`; layers above do not run."""

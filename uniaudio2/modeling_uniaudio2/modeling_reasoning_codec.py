@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import diffusers
@@ -388,14 +388,93 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
                 )
                 audio = self.scalar_codec.decode(latents.transpose(1, 2).to(self.dtype))[:, 0].float()
                 for row, i in enumerate(group):
-                    plan = plans[i]
-                    _overlap_add(audio_values[i, : plan.num_samples], audio[row, : plan.window_samples], plan, index)
-                    start = plan.context_start % frames
-                    known[i] = latents[row, start : start + plan.context_length]
+                    start = index * plans[i].hop_samples
+                    window = audio[row, : plans[i].window_samples][: num_samples[i] - start]
+                    if index > 0:
+                        window = _fade_in(window, audio_values[i, start:], plans[i])
+                    audio_values[i, start : start + len(window)] = window
+                    known[i] = _context(latents[row], plans[i])
         output = ReasoningCodecDecoderOutput(
             audio_values=audio_values[:, None], padding_mask=_length_mask(num_samples, self.device)
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def decode_stream(
+        self,
+        reconstruction_codes: Iterable[torch.LongTensor],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        decode_mode: str | None = None,
+        window_seconds: float | None = None,
+    ) -> Iterator[torch.FloatTensor]:
+        """
+        Codes of one recording that arrive piece by piece to audio that leaves the same way.
+
+        As soon as the codes of a window are there it is decoded, and its audio up to the start of the next window
+        leaves: the last quarter of a window is what it looks ahead. The chunks in a row are what
+        [`~ReasoningCodecModel.decode`] gives for the same options and the same generator.
+
+        Args:
+            reconstruction_codes (`Iterable[torch.LongTensor]`):
+                Pieces of shape `(num_codebooks, frames)` with any number of frames.
+            num_inference_steps, guidance_scale, generator, decode_mode, window_seconds (*optional*):
+                As for [`~ReasoningCodecModel.decode`]. Shorter windows speak earlier and know less of what follows.
+
+        Returns:
+            An iterator of `torch.FloatTensor` of shape `(num_samples,)`. It holds codes and one window, and nothing
+            after it is closed.
+
+        Raises:
+            ValueError: As [`~ReasoningCodecModel.decode`]; for codes when their piece arrives.
+        """
+        mode = _one_of("decode_mode", decode_mode or self.config.decode_mode, DECODE_MODES)
+        seconds = window_seconds or self.config.decode_window_seconds
+        options = {
+            "num_inference_steps": self.config.num_flow_steps if num_inference_steps is None else num_inference_steps,
+            "guidance_scale": self.config.flow_guidance_scale if guidance_scale is None else guidance_scale,
+            "generators": _item_generators(generator, 1),
+        }
+        # Checks the window before the first codes are there.
+        window = plan_decoding(1, self.config, "release", seconds).lengths[0]
+        return self._stream_windows(reconstruction_codes, mode, seconds, window, options)
+
+    @torch.no_grad()
+    def _stream_windows(
+        self,
+        pieces: Iterable[torch.LongTensor],
+        mode: str,
+        seconds: float,
+        window: int,
+        options: dict,
+    ) -> Iterator[torch.FloatTensor]:
+        codes = torch.zeros(self.config.num_codebooks, 0, dtype=torch.long, device=self.device)
+        known, left = None, None  # latents and samples that the window before has left to the next one
+        index = 0
+        for piece in _and_the_end(pieces):
+            if piece is not None:
+                codes = torch.cat((codes, *self._split_codes("reconstruction_codes", piece[None])), dim=1)
+            if codes.shape[1] == 0:
+                continue
+            plan = plan_decoding(codes.shape[1], self.config, mode, seconds)
+            while index < len(plan.starts):
+                if piece is not None and codes.shape[1] < plan.starts[index] + window:
+                    break  # more may come to fill this window
+                latents = self._decode_latents(
+                    features=self._window_features(codes, None, plan, index, reference=False),
+                    noise=self._draw_noise(2 * plan.lengths[index], options["generators"][0])[None].to(self.device),
+                    known=known,
+                    **options,
+                )
+                audio = self.scalar_codec.decode(latents.transpose(1, 2).to(self.dtype))[0, 0].float()
+                audio = audio[: min(plan.window_samples, plan.num_samples - index * plan.hop_samples)]
+                if left is not None:
+                    audio = _fade_in(audio, left, plan)
+                known = _context(latents[0], plan)[None]
+                yield audio[: plan.hop_samples]
+                left, index = audio[plan.hop_samples :], index + 1
+        if left is not None and len(left) > 0:
+            yield left
 
     def _window_features(
         self,
@@ -501,17 +580,7 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         Returns:
             [`ReasoningCodecFeatures`], all of them.
         """
-        recordings = _split_recordings(input_values, padding_mask)
-        lengths = torch.tensor([len(recording) for recording in recordings], device=self.device)
-        longest = int(lengths.max())
-        unit = self.config.frame_unit
-        padded_length = -(-longest // unit) * unit
-        limit = self.config.whisper_config.max_source_positions * self.config.sampling_rate // 50
-        if padded_length > limit:
-            raise ValueError(f"Training audio may have at most {limit} samples, got {longest}: cut it into pieces.")
-        waveforms = torch.stack(
-            [nn.functional.pad(recording, (0, padded_length - len(recording))) for recording in recordings]
-        ).to(self.device)
+        waveforms, lengths = pad_recordings(input_values, padding_mask, self.config, self.device)
         features = self.front_ends(waveforms)
         features.reasoning = self.reasoning_branch(features.whisper, features.music_semantic).quantized
         features.latents = self.scalar_codec.encode(waveforms[:, None].to(self.dtype)).transpose(1, 2)
@@ -726,6 +795,23 @@ def _split_recordings(input_values: torch.Tensor, padding_mask: torch.Tensor | N
     return recordings
 
 
+def pad_recordings(
+    input_values: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    config: ReasoningCodecConfig,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.LongTensor]:
+    """A training batch, zero-padded to whole units of 0.4 s: `(batch_size, num_samples)`, and the items' lengths."""
+    recordings = _split_recordings(input_values, padding_mask)
+    lengths = [len(recording) for recording in recordings]
+    padded_length = -(-max(lengths) // config.frame_unit) * config.frame_unit
+    limit = config.whisper_config.max_source_positions * config.sampling_rate // 50
+    if padded_length > limit:
+        raise ValueError(f"Training audio may have at most {limit} samples, got {max(lengths)}: cut it into pieces.")
+    waveforms = [nn.functional.pad(recording, (0, padded_length - len(recording))) for recording in recordings]
+    return torch.stack(waveforms).to(device), torch.tensor(lengths, device=device)
+
+
 def _length_mask(lengths: Sequence[int], device: torch.device) -> torch.BoolTensor:
     """`True` for the first `lengths[i]` of row `i`."""
     mask = torch.zeros(len(lengths), max(lengths), dtype=torch.bool, device=device)
@@ -771,17 +857,24 @@ def _place_codes(target: torch.Tensor, codes: torch.Tensor, start: int, num_fram
     target[:, start:end] = codes[:, : end - start]
 
 
-def _overlap_add(audio: torch.Tensor, window: torch.Tensor, plan: DecodingPlan, index: int) -> None:
-    """Writes a window into an item's `(num_samples,)`, cross-faded with what the window before left there."""
-    start = index * plan.hop_samples
-    window = window[: len(audio) - start]
-    faded = 0
-    if index > 0:
-        faded = min(plan.overlap_samples, len(window))
-        ramp = torch.linspace(0, 1, plan.overlap_samples, dtype=torch.float64, device=audio.device)[:faded]
-        overlap = audio[start : start + faded]
-        overlap.copy_(overlap * (1 - ramp) + window[:faded] * ramp)
-    audio[start + faded : start + len(window)] = window[faded:]
+def _and_the_end(pieces: Iterable[torch.LongTensor]) -> Iterator[torch.LongTensor | None]:
+    """The pieces, then `None`."""
+    yield from pieces
+    yield None
+
+
+def _fade_in(window: torch.Tensor, before: torch.Tensor, plan: DecodingPlan) -> torch.Tensor:
+    """The samples of a window, cross-faded with those `before` that the window before has left in their place."""
+    faded = min(plan.overlap_samples, len(window))
+    ramp = torch.linspace(0, 1, plan.overlap_samples, dtype=torch.float64, device=window.device)[:faded]
+    overlap = before[:faded] * (1 - ramp) + window[:faded] * ramp
+    return torch.cat((overlap.to(window), window[faded:]))
+
+
+def _context(latents: torch.Tensor, plan: DecodingPlan) -> torch.Tensor:
+    """The latents of a window with which the next one begins."""
+    start = plan.context_start % len(latents)
+    return latents[start : start + plan.context_length]
 
 
 def _item_generators(
