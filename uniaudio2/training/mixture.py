@@ -1,0 +1,404 @@
+"""Which examples a model sees, in which order and how they share rows: planned from lengths alone.
+
+The plan is a function of the seed, so its position is a number: a resumed training skips so many batches of the plan,
+without loading anything, and goes on exactly where it was. Every process makes the whole plan and takes its part.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from ..processing.processing_uniaudio2 import UniAudio2Processor
+from ..processing.rows import AUDIO_ROW, AudioCodes, Rows
+from ..processing.tasks import REASONING, TEXT, Segment, TaskFormat, get_task
+from ..processing.turns import Turn, example, prompt_text
+from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
+
+# Packed rows that are filled side by side. More leave less padding at the ends and mix less.
+OPEN_ROWS = 16
+# Examples that are sorted by length before they are cut into batches, where they are not packed.
+SORTED_EXAMPLES = 512
+
+
+class Records:
+    """
+    Recordings as codes, with their texts: what [`~uniaudio2.training.tokenization.tokenize`] writes.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): The records.
+        processor (`UniAudio2Processor`): Counts tokens, knows the number of codebooks.
+        audio (`Sequence[str]`), texts (`Sequence[str]`): The columns that are used.
+
+    Raises:
+        ValueError: If a column is missing.
+    """
+
+    def __init__(self, dataset, processor: UniAudio2Processor, audio: Sequence[str], texts: Sequence[str]):
+        missing = [name for name in (*audio, *texts) if name not in dataset.column_names]
+        if missing:
+            raise ValueError(f"The records lack {missing}; their columns are {dataset.column_names}.")
+        self.dataset = dataset
+        self.audio, self.texts = tuple(audio), tuple(texts)
+        self.num_codebooks = processor.num_codebooks
+        self._sizes = {name: self._frames(name) for name in self.audio}
+        tokenizer = processor.tokenizer
+        for name in self.texts:
+            # Kept by `datasets` on the disk, where it keeps what it computed.
+            counts = dataset.select_columns([name]).map(
+                lambda batch, name=name: {"n": [len(ids) for ids in tokenizer(
+                    batch[name], add_special_tokens=False, split_special_tokens=True)["input_ids"]]},
+                batched=True, remove_columns=[name], desc=f"lengths of {name}",
+            )  # fmt: skip
+            self._sizes[name] = np.asarray(counts.with_format("numpy")["n"][:])
+
+    def _frames(self, name: str) -> np.ndarray:
+        import pyarrow.compute as pc
+
+        column = self.dataset.select_columns([name]).with_format("arrow")[:].column(name)
+        streams = [pc.struct_field(column, stream) for stream in ("reasoning_codes", "reconstruction_codes")]
+        return np.stack([pc.list_value_length(codes).to_numpy() for codes in streams], axis=1) // self.num_codebooks
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def sizes(self, index: int) -> dict[str, AudioSize | int]:
+        """Of every value that is used."""
+        sizes = {name: AudioSize(*map(int, self._sizes[name][index])) for name in self.audio}
+        return sizes | {name: int(self._sizes[name][index]) for name in self.texts}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The values of a record, its recordings as [`AudioCodes`]."""
+        record = dict(self.dataset[index])
+        for name in self.audio:
+            codes = {
+                stream: torch.as_tensor(record[name][stream], dtype=torch.long).view(-1, self.num_codebooks).T
+                for stream in ("reasoning_codes", "reconstruction_codes")
+            }
+            record[name] = AudioCodes(**codes)
+        return record
+
+    def groups(self, column: str | None, order: str | None) -> list[list[int]]:
+        """Indices of related records."""
+        if column is None:
+            return [[index] for index in range(len(self))]
+        values = self.dataset[column][:]
+        places = self.dataset[order][:] if order is not None else range(len(values))
+        groups: dict[Any, list[int]] = {}
+        for index, value in enumerate(values):
+            groups.setdefault(value, []).append(index)
+        return [sorted(group, key=lambda index: places[index]) for group in groups.values()]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One example of the plan: its number among those of its source, its length, and how to make it."""
+
+    source: int
+    number: int
+    length: int
+
+
+class Source:
+    """Examples without end: every record once, in random order, then again in another."""
+
+    def __init__(self, records: Records, weight: float, seed: tuple[int, ...]):
+        if weight <= 0:
+            raise ValueError(f"The weight of a source must be positive, but is {weight}.")
+        self.records, self.weight, self.seed = records, weight, seed
+
+    @property
+    def num_items(self) -> int:
+        return len(self.records)
+
+    def item(self, number: int) -> int:
+        """The record or group of an example."""
+        epoch, place = divmod(number, self.num_items)
+        return int(_permutation(self.num_items, (*self.seed, epoch))[place])
+
+    def generator(self, number: int) -> np.random.Generator:
+        """Of all choices that one example makes."""
+        return np.random.default_rng([*self.seed, 0, number])
+
+    def length(self, number: int, max_rows: int) -> int | None:
+        """Rows of an example; `None` if it has more than `max_rows`."""
+        raise NotImplementedError
+
+    def turn(self, number: int, max_rows: int) -> Turn:
+        """The example."""
+        raise NotImplementedError
+
+
+class TaskSource(Source):
+    """Records as examples of one task, with a random prompt and, where the release does it, condition drop-out."""
+
+    def __init__(
+        self, records: Records, task: TaskFormat, processor: UniAudio2Processor, weight: float, seed: tuple[int, ...],
+        condition_dropout: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(records, weight, seed)
+        self.task = task
+        self.condition_dropout = condition_dropout if task.condition_dropout else 0.0
+        tokenize = processor.tokenizer
+        self.prompt_rows = [
+            len(tokenize(prompt_text(prompt), add_special_tokens=False, split_special_tokens=True)["input_ids"]) + 2
+            for prompt in task.prompts
+        ]
+
+    def _choices(self, number: int) -> tuple[int, bool]:
+        rng = self.generator(number)
+        prompt = int(rng.integers(len(self.task.prompts))) if self.task.prompts else 0
+        return prompt, bool(rng.random() < self.condition_dropout)
+
+    def length(self, number: int, max_rows: int) -> int | None:
+        sizes = self.records.sizes(self.item(number))
+        rows = self.prompt_rows[self._choices(number)[0]] if self.prompt_rows else 0
+        rows += sum(segment_rows(segment, sizes[segment.field]) for segment in self.task.segments)
+        return rows if rows <= max_rows else None
+
+    def turn(self, number: int, max_rows: int) -> Turn:
+        prompt, dropped = self._choices(number)
+        values = self.records[self.item(number)]
+        turn = example(self.task, values, self.task.prompts[prompt] if self.task.prompts else None)
+        turn.drop_condition = dropped
+        return turn
+
+
+class SentenceSource(Source):
+    """Related records as auditory sentences."""
+
+    def __init__(self, records: Records, builder_name: str, weight: float, seed: tuple[int, ...]):
+        super().__init__(records, weight, seed)
+        self.builder = get_builder(builder_name)
+        self.groups = records.groups(self.builder.related_by, self.builder.ordered_by)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.groups)
+
+    def _plan(self, number: int, max_rows: int):
+        group = self.groups[self.item(number)]
+        sizes = [self.records.sizes(index) for index in group]
+        return group, sizes, plan_sentence(self.builder, sizes, self.generator(number), max_rows)
+
+    def length(self, number: int, max_rows: int) -> int | None:
+        _, sizes, pieces = self._plan(number, max_rows)
+        return sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces) or None
+
+    def turn(self, number: int, max_rows: int) -> Turn:
+        group, _, pieces = self._plan(number, max_rows)
+        used = {piece.record for piece in pieces}
+        return sentence_turn(pieces, {place: self.records[group[place]] for place in used})
+
+
+class Mixture(Dataset):
+    """
+    A plan over several sources and the examples in it. As a dataset it is indexed by what [`MixtureBatches`] yields.
+
+    Sources take turns so that each has its share of the *rows* at any time, up to the length of one example.
+
+    Args:
+        sources (`Sequence[Source]`): The sources.
+        processor (`UniAudio2Processor`): Makes the rows.
+        max_rows (`int`): The context. Examples that are longer are left out.
+        packed (`bool`, *optional*, defaults to `True`):
+            Whether several examples share one sequence of exactly `max_rows`, told apart by their positions.
+        semantic_features (`bool`, *optional*, defaults to `False`):
+            Whether items bring the features that the understanding warm-up regresses.
+
+    Raises:
+        ValueError: While it plans, if a source has no example that fits.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        processor: UniAudio2Processor,
+        max_rows: int,
+        packed: bool = True,
+        semantic_features: bool = False,
+    ):
+        self.sources, self.processor = list(sources), processor
+        self.max_rows, self.packed, self.semantic_features = max_rows, packed, semantic_features
+
+    def draws(self) -> Iterator[Draw]:
+        """The examples in the order of the plan, without end."""
+        rows = np.zeros(len(self.sources))
+        numbers = [0] * len(self.sources)
+        weights = np.array([source.weight for source in self.sources], dtype=float)
+        while True:
+            chosen = int(np.argmin(rows / weights))
+            source, refused = self.sources[chosen], 0
+            while (length := source.length(numbers[chosen], self.max_rows)) is None:
+                numbers[chosen] += 1
+                refused += 1
+                if refused > 2 * source.num_items:
+                    raise ValueError(f"No example of source {chosen} has at most {self.max_rows} rows.")
+            yield Draw(chosen, numbers[chosen], length)
+            numbers[chosen] += 1
+            rows[chosen] += length
+
+    def sequences(self) -> Iterator[tuple[Draw, ...]]:
+        """What shares a sequence: one example, or as many as fit. The fullest of `OPEN_ROWS` sequences is closed."""
+        if not self.packed:
+            yield from ((draw,) for draw in self.draws())
+        open_: list[list[Draw]] = []
+        free: list[int] = []
+        for draw in self.draws():
+            place = next((i for i, room in enumerate(free) if draw.length <= room), None)
+            if place is None:
+                if len(open_) == OPEN_ROWS:
+                    fullest = free.index(min(free))
+                    free.pop(fullest)
+                    yield tuple(open_.pop(fullest))
+                open_.append([])
+                free.append(self.max_rows)
+                place = -1
+            open_[place].append(draw)
+            free[place] -= draw.length
+
+    def __getitem__(self, draws: tuple[Draw, ...]) -> dict[str, torch.Tensor]:
+        """The rows of a sequence, and where they are packed their positions."""
+        parts, features = [], []
+        for draw in draws:
+            source = self.sources[draw.source]
+            turn = source.turn(draw.number, self.max_rows)
+            generator = torch.Generator().manual_seed(int(source.generator(draw.number).integers(2**62)))
+            (rows,) = self.processor.example_rows([[turn]], generator=generator)
+            parts.append(rows)
+            if self.semantic_features:
+                flat = source.records.dataset[source.item(draw.number)]["semantic_features"]
+                frames = turn.values["audio"].reconstruction_codes.shape[1]
+                flat = torch.as_tensor(flat, dtype=torch.float32).view(frames, -1)
+                features.append(features_of_rows(turn, rows, flat))
+        positions = torch.cat([torch.arange(len(rows)) for rows in parts])
+        if self.packed:
+            # The rest is a sequence of its own, of text rows without labels.
+            rest = self.processor.row_format.padding_rows(self.max_rows - sum(map(len, parts)))
+            parts.append(rest)
+            positions = torch.cat([positions, torch.arange(len(rest))])
+        rows = Rows.join(parts)
+        item = {name: getattr(rows, name) for name in ("input_ids", "mm_token_type_ids", "labels")}
+        if self.packed:
+            item["position_ids"] = positions
+        if self.semantic_features:
+            found = torch.cat(features)
+            item["semantic_features"] = found.new_zeros(len(rows), found.shape[1])
+            item["semantic_features"][: len(found)] = found
+            item["semantic_mask"] = item["semantic_features"].abs().sum(-1) > 0
+        return item
+
+    def collate(self, items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """A batch: packed sequences have one length and no mask, others are filled up on the right."""
+        if self.packed:
+            return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        rows = [Rows(*(item[name] for name in ("input_ids", "mm_token_type_ids", "labels"))) for item in items]
+        batch = self.processor.row_format.batch(rows, "right")
+        for name in ("semantic_features", "semantic_mask"):
+            if name in items[0]:
+                values = [item[name] for item in items]
+                batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+        return batch
+
+
+class MixtureBatches:
+    """
+    The batch sampler of a [`Mixture`], without end.
+
+    Args:
+        mixture (`Mixture`): The plan.
+        batch_size (`int`):
+            Packed sequences of a batch. Where examples are not packed, the budget of a batch is as many rows as these
+            would have, padding included: few long examples or many short ones.
+        seed (`int`, *optional*, defaults to 0): Of the order of batches of similar lengths.
+    """
+
+    def __init__(self, mixture: Mixture, batch_size: int, seed: int = 0):
+        self.mixture, self.sequences_per_batch, self.seed = mixture, batch_size, seed
+
+    def __iter__(self) -> Iterator[list[tuple[Draw, ...]]]:
+        sequences = self.mixture.sequences()
+        if self.mixture.packed:
+            while True:
+                yield [next(sequences) for _ in range(self.sequences_per_batch)]
+        budget, rng = self.sequences_per_batch * self.mixture.max_rows, np.random.default_rng(self.seed)
+        while True:
+            chunk = sorted((next(sequences) for _ in range(SORTED_EXAMPLES)), key=lambda draws: draws[0].length)
+            batches, batch = [], []
+            for draws in chunk:
+                if batch and (len(batch) + 1) * draws[0].length > budget:
+                    batches.append(batch)
+                    batch = []
+                batch.append(draws)
+            batches.append(batch)
+            yield from (batches[index] for index in rng.permutation(len(batches)))
+
+
+def segment_rows(segment: Segment, size: AudioSize | int) -> int:
+    """Rows of one part of a task, with its bos and eos rows."""
+    if segment.kind == TEXT:
+        return size + 2 + 2 * (segment.wrapper is not None)
+    frames = size.reasoning if segment.kind == REASONING else size.reconstruction
+    return min(frames, segment.max_frames or frames) + 2
+
+
+def features_of_rows(turn: Turn, rows: Rows, features: torch.Tensor) -> torch.Tensor:
+    """
+    The semantic features of the recording `audio` on the rows of its frames, zero elsewhere.
+
+    Args:
+        turn (`Turn`), rows (`Rows`): An example of a task.
+        features (`torch.FloatTensor` of shape `(frames at 12.5 Hz, feature_size)`):
+            Reasoning frames get means of them.
+
+    Returns:
+        `torch.FloatTensor` of shape `(sequence_length, feature_size)`.
+    """
+    result, row = features.new_zeros(len(rows), features.shape[1]), 0
+    is_audio = rows.mm_token_type_ids == AUDIO_ROW
+    for segment in turn.task.segments:
+        if segment.kind == TEXT:
+            continue
+        codes = turn.values[segment.field]
+        codes = codes.reasoning_codes if segment.kind == REASONING else codes.reconstruction_codes
+        count = min(codes.shape[1], segment.max_frames or codes.shape[1])
+        row += int(is_audio[row:].nonzero()[0])  # past texts
+        if segment.field == "audio":
+            result[row + 1 : row + 1 + count] = F.adaptive_avg_pool1d(features.T[None], count)[0].T
+        row += count + 2
+    return result
+
+
+def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor, index: int, seed: int) -> Source:
+    """
+    A source out of a recipe: `{"path", "weight", "task" or "sentences", "condition_dropout"}`.
+
+    Args:
+        entry (`Mapping[str, Any]`): The entry of the recipe.
+        dataset ([`~datasets.Dataset`]): What `path` holds.
+        index (`int`): Its place in the recipe.
+    """
+    weight, key = float(entry.get("weight", 1.0)), (seed, index)
+    if ("task" in entry) == ("sentences" in entry):
+        raise ValueError(f"A source has a 'task' or a builder of 'sentences', but this has {dict(entry)}.")
+    if "sentences" in entry:
+        builder = get_builder(entry["sentences"])
+        present = set(dataset.column_names)
+        audio = [*builder.audio, *(name for name in builder.optional_audio if name in present)]
+        texts = [*builder.texts, *(name for name in builder.optional_texts if name in present)]
+        return SentenceSource(Records(dataset, processor, audio, texts), entry["sentences"], weight, key)
+    task = get_task(entry["task"])
+    texts = [name for name in task.fields if task.is_text(name)]
+    audio = [name for name in task.fields if not task.is_text(name)]
+    records = Records(dataset, processor, audio, texts)
+    return TaskSource(records, task, processor, weight, key, entry.get("condition_dropout", 0.0))
+
+
+@lru_cache(maxsize=64)
+def _permutation(length: int, seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng([*seed, 1]).permutation(length)
