@@ -1,27 +1,48 @@
-"""`uniaudio2 info`: what a model folder holds, on one screen."""
+"""`uniaudio2 info`: what a model folder holds, or what an audio file says of its making, on one screen."""
 
 import argparse
 import json
 import math
 from pathlib import Path
 
+import soundfile
 import torch
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
 from .. import TINY, ReasoningCodecModel, UniAudio2ForConditionalGeneration
+from ..processing import read_provenance
 
 # A checkpoint's facts about itself: how it was made, from what, when.
 PROVENANCE_FILE = "provenance.json"
 
 
 def add_parser(commands) -> None:
-    info = commands.add_parser("info", help="what a model folder holds: sizes, rates, tasks, provenance")
-    info.add_argument("model", nargs="?", default=TINY, metavar="PATH_OR_ID", help="default: the shipped checkpoint")
+    info = commands.add_parser("info", help="what a model folder holds, or what made an audio file")
+    info.add_argument(
+        "model", nargs="?", default=TINY, metavar="PATH_OR_ID", help="a model (default: the shipped one) or audio file"
+    )
     info.set_defaults(command=_info)
 
 
 def _info(args: argparse.Namespace) -> None:
+    if Path(args.model).is_file():
+        _print(_file_facts(args.model))
+    else:
+        _print(_model_facts(args))
+
+
+def _file_facts(path: str) -> dict[str, str]:
+    provenance = read_provenance(path) or {"provenance": "not recorded"}
+    audio = soundfile.info(path)
+    return {
+        "file": path,
+        "audio": f"{audio.duration:.2f} s, {audio.samplerate} Hz, {audio.channels} channel(s), {audio.format}",
+        **{name: str(value) for name, value in provenance.items()},
+    }
+
+
+def _model_facts(args: argparse.Namespace) -> dict[str, str]:
     config = AutoConfig.from_pretrained(args.model)
     codec_config = AutoConfig.from_pretrained(args.model, subfolder="codec")
     generation = GenerationConfig.from_pretrained(args.model)
@@ -51,6 +72,10 @@ def _info(args: argparse.Namespace) -> None:
     provenance = cached_file(args.model, PROVENANCE_FILE, _raise_exceptions_for_missing_entries=False)
     facts = json.loads(Path(provenance).read_text()) if provenance else {"provenance": "not recorded"}
     lines.update({name: str(value) for name, value in facts.items()})
+    return lines
+
+
+def _print(lines: dict[str, str]) -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")

@@ -40,5 +40,5 @@ def _reconstruct(args: argparse.Namespace) -> None:
         ).audio_values[0]
     # The codes stand for whole frames; the recording ends inside the last one.
     audio = audio[..., : inputs["input_values"].shape[-1]]
-    processor.save_audio(audio, args.output)
+    processor.save_audio(audio, args.output, task="reconstruct")
     report_audio(args.output, audio.shape[-1] / processor.feature_extractor.sampling_rate, start)

@@ -4,22 +4,61 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, set_seed
 
-from .. import UniAudio2ForConditionalGeneration, UniAudio2Processor
+from .. import TASKS, UniAudio2ForConditionalGeneration, UniAudio2Processor
+from ..processing import AudioCodes, TaskFormat
+from ..processing.tasks import get_task
+from ..processing.turns import conversation_turns, default_task_of
+from .codes_file import CODES_SUFFIX, load_codes, recording, save_codes
+from .conversation_file import read_conversation
 from .options import add_model_arguments, check_audio_output, choose_device, report_audio
+from .tasks import given_fields, option
+
+# Per value that some task takes, the tasks that take it.
+FIELDS = {
+    name: [task.name for task in TASKS.values() if name in given_fields(task)]
+    for name in dict.fromkeys(name for task in TASKS.values() for name in given_fields(task))
+}
+# These two may also stand for the only text and the only recording of a task.
+MAIN_FIELDS = {
+    "text": "the text of the task: words to speak, a description, a question, lyrics, ...",
+    "audio": "the recording of the task: a file (wav, flac, ogg, opus, mp3), an address, or codes (.safetensors)",
+}
 
 
 def add_parser(commands) -> None:
-    run = commands.add_parser("run", help="do one task: speak, transcribe, describe, ...")
-    run.add_argument("--task", help="by default TTS for a text, ASR for a recording; see `uniaudio2 info`")
-    run.add_argument("--text", help="the text of the task: words to speak, a caption, a question")
-    run.add_argument("--audio", help="the recording of the task (wav, flac, ogg, opus, mp3)")
-    run.add_argument("--output", type=Path, help="where to write the audio a task produces (wav, flac, ogg, mp3)")
+    run = commands.add_parser(
+        "run", help="do one task: speak, transcribe, describe, ...", epilog="`uniaudio2 tasks` lists the tasks."
+    )
+    run.add_argument("--task", help="by default TTS for a text, ASR for a recording, audio_understanding for both")
+    for name in (*MAIN_FIELDS, *(name for name in FIELDS if name not in MAIN_FIELDS)):
+        run.add_argument(option(name), help=MAIN_FIELDS.get(name, f"for {', '.join(FIELDS[name])}"))
+    run.add_argument("--prompt", help="an instruction in place of the task's own")
+    run.add_argument(
+        "--conversation",
+        type=Path,
+        metavar="JSON",
+        help="in place of a task and its values: a list of messages, earlier ones being examples (docs/few-shot.md)",
+    )
+    run.add_argument(
+        "--reasoning",
+        metavar="AUDIO",
+        help="a recording, or codes, whose reasoning the answer takes over: only the sound is generated",
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        help="where to write the audio that a task produces (wav, flac, ogg, mp3), or its codes (safetensors); "
+        "of several recordings out.wav becomes out-1.wav, out-2.wav",
+    )
     run.add_argument("--max-new-tokens", type=int, help="most text tokens, or audio frames (17.5 are a second)")
+    run.add_argument("--min-duration", type=float, help="fewest seconds of an audio answer")
+    run.add_argument("--max-duration", type=float, help="most seconds of an audio answer")
     run.add_argument("--temperature", type=float, help="0 takes the likeliest token; higher values vary more")
     run.add_argument("--top-k", type=int, help="sample among this many likeliest tokens")
     run.add_argument("--top-p", type=float, help="sample among the likeliest tokens that sum to this probability")
@@ -29,27 +68,21 @@ def add_parser(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.output is not None:
+    if args.output is not None and args.output.suffix.lower() != CODES_SUFFIX:
         check_audio_output(args.output)
 
     device = choose_device(args.device)
     processor = UniAudio2Processor.from_pretrained(args.model)
     processor.codec_device = device
-    inputs = processor(text=args.text, audio=args.audio, task=args.task)
-    answers_with_audio = bool(inputs["output_modality"].item())
-    if answers_with_audio and args.output is None:
-        raise ValueError(
-            "this task produces audio: name the file to write with --output, for instance --output out.wav"
-        )
+    task, inputs = _inputs(args, processor)
+    if task.output == "audio":
+        inputs |= _reasoning(args.reasoning, processor)
+    elif args.reasoning is not None:
+        raise ValueError(f"--reasoning is for tasks that answer with audio, and {task.name} answers with text")
 
     model = UniAudio2ForConditionalGeneration.from_pretrained(args.model).to(device).eval()
-    knobs = {
-        "max_new_tokens": args.max_new_tokens,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "guidance_scale": args.guidance_scale,
-    }
-    knobs = {name: value for name, value in knobs.items() if value is not None}
+    names = ("max_new_tokens", "min_duration", "max_duration", "top_k", "top_p", "guidance_scale")
+    knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.temperature is not None:
         knobs["do_sample"] = args.temperature > 0
     if args.temperature:
@@ -60,13 +93,88 @@ def _run(args: argparse.Namespace) -> None:
     limit = knobs.get("max_new_tokens", model.generation_config.max_new_tokens)
     with tqdm(desc="generating", total=limit, unit=" rows", file=sys.stderr, leave=False) as bar:
         criteria = StoppingCriteriaList([_Progress(bar)])
-        sequences = model.generate(**inputs.to(device), **knobs, stopping_criteria=criteria)
-    answer = processor.decode(sequences[0])
-    if not answers_with_audio:
-        print(answer)
+        output = model.generate(
+            **BatchFeature(inputs).to(device), **knobs, stopping_criteria=criteria, return_dict_in_generate=True
+        )
+    if task.output == "text":
+        print(processor.decode(output.sequences[0]))
+    elif args.output.suffix.lower() == CODES_SUFFIX:
+        parts = {name: output[name][0] for name in ("reasoning_codes", "reconstruction_codes")}
+        save_codes(AudioCodes(**{name: codes for name, codes in parts.items() if codes.numel() > 0}), args.output)
+    else:
+        answers = processor.decode(output)[0]
+        for path, waveform in zip(_paths(args.output, task), _listed(answers), strict=True):
+            processor.save_audio(waveform, path, task=task.name)
+            report_audio(path, waveform.shape[-1] / processor.feature_extractor.sampling_rate, start)
+
+
+def _inputs(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[TaskFormat, dict[str, Any]]:
+    """The task that is asked for, and what `generate` is given; refused before the codec has to run."""
+    given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if args.conversation is not None:
+        if given or args.prompt is not None:
+            raise ValueError("--conversation holds all texts and recordings: leave the other inputs out")
+        messages = read_conversation(args.conversation)
+        continues = bool(messages) and messages[-1].get("role") == "assistant"
+        task = conversation_turns(messages, processor.default_task, args.task, continues)[-1].task
+        _check_output(args.output, task)
+        inputs = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            task=args.task,
+        )
+        return task, dict(inputs)
+    if not given:
+        raise ValueError(
+            "there is nothing to process: pass --text, --audio or --conversation; `uniaudio2 tasks` lists what each "
+            "task needs"
+        )
+    is_text = {name: any(TASKS[task].is_text(name) for task in tasks) for name, tasks in FIELDS.items()}
+    texts, recordings = [name for name in given if is_text[name]], [name for name in given if not is_text[name]]
+    task = get_task(args.task or default_task_of(bool(texts), bool(recordings), processor.default_task))
+    _check_output(args.output, task)
+    given |= {name: recording(given[name]) for name in recordings}
+    return task, dict(processor(task=task.name, prompt=args.prompt, **given))
+
+
+def _check_output(path: Path | None, task: TaskFormat) -> None:
+    if task.output == "text":
         return
-    processor.save_audio(answer, args.output)
-    report_audio(args.output, answer.shape[-1] / processor.feature_extractor.sampling_rate, start)
+    if path is None:
+        raise ValueError(
+            f"{task.name} produces audio: name the file to write with --output, for instance --output out.wav"
+        )
+    writes_codes = path.suffix.lower() == CODES_SUFFIX
+    if task.num_recordings == 0 and not writes_codes:
+        raise ValueError(f"{task.name} produces reasoning codes, not sound: end --output in {CODES_SUFFIX}")
+    if task.num_recordings > 1 and writes_codes:
+        raise ValueError(f"{task.name} produces {task.num_recordings} recordings: end --output in .wav or .flac")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def _reasoning(name: str | None, processor: UniAudio2Processor) -> dict[str, Any]:
+    """Reasoning codes for `generate`, of a recording or from a file of codes."""
+    if name is None:
+        return {}
+    codes = load_codes(Path(name)) if name.endswith(CODES_SUFFIX) else processor.encode_audio(name)[0]
+    if codes.reasoning_codes is None:
+        raise ValueError(f"{name!r} holds no reasoning codes")
+    return {"reasoning_codes": codes.reasoning_codes[None]}
+
+
+def _paths(path: Path, task: TaskFormat) -> list[Path]:
+    """A path per recording."""
+    if task.num_recordings == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{number + 1}{path.suffix}") for number in range(task.num_recordings)]
+
+
+def _listed(waveforms: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return waveforms if isinstance(waveforms, list) else [waveforms]
 
 
 class _Progress(StoppingCriteria):

@@ -86,6 +86,11 @@ class TaskFormat:
         """What the model answers with."""
         return "text" if self.targets[0].kind == TEXT else "audio"
 
+    @property
+    def num_recordings(self) -> int:
+        """The recordings that the answer can be heard as; 0 for a text and for reasoning codes alone."""
+        return sum(segment.kind == RECONSTRUCTION for segment in self.targets)
+
     def is_text(self, field: str) -> bool:
         """Whether the value called `field` is a text (otherwise it is a recording)."""
         return any(segment.kind == TEXT for segment in self.segments if segment.field == field)
