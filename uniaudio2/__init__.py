@@ -28,6 +28,7 @@ from .processing.data_collator import UniAudio2DataCollator
 from .processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
 from .processing.processing_uniaudio2 import UniAudio2Processor
 from .processing.tasks import TASKS
+from .streaming import stream
 
 __version__ = "0.1.0"
 
@@ -67,4 +68,5 @@ __all__ = [
     "UniAudio2ForConditionalGeneration",
     "UniAudio2Model",
     "UniAudio2Processor",
+    "stream",
 ]

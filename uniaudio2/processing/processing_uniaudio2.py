@@ -42,6 +42,10 @@ AUDIO_ID_NAMES = (
     "audio_prompt_eos_token_id",
 )
 
+# The parts of an audio answer, as `generate` numbers them.
+ANSWER_PARTS = {REASONING: 1, RECONSTRUCTION: 2}
+ONE_RECORDING = [1, 2]
+
 TRANSCRIPTION_TASKS = {
     **dict.fromkeys(("en", "english", "zh", "chinese", "mandarin"), "ASR"),
     **dict.fromkeys(("yue", "cantonese"), "Yue_ASR"),
@@ -327,7 +331,9 @@ class UniAudio2Processor(ProcessorMixin):
         Returns:
             [`BatchFeature`] with **input_ids** of shape `(batch_size, sequence_length, num_codebooks + 1)`,
             **attention_mask** and **mm_token_type_ids** (0 text, 3 audio) of shape `(batch_size, sequence_length)`,
-            and **output_modality** of shape `(batch_size,)`: 0 if the answer is text, 3 if it is audio.
+            and **output_modality** of shape `(batch_size,)`: 0 if the answer is text, 3 if it is audio. If the answer
+            to one of the tasks is audio but not one recording, also **answer_parts** of shape `(batch_size, parts)`:
+            1 for a reasoning part, 2 for a reconstruction part, 0 for none.
 
         Raises:
             ValueError, TypeError: for a value that is missing, superfluous, empty or of the wrong kind, an unknown
@@ -525,6 +531,11 @@ class UniAudio2Processor(ProcessorMixin):
         batch["output_modality"] = torch.tensor(
             [TEXT_ROW if turns[-1].task.output == "text" else AUDIO_ROW for turns in conversations]
         )
+        parts = [_answer_parts(turns[-1].task) for turns in conversations]
+        if any(item != ONE_RECORDING for item in parts):
+            # Most answers are one recording, which needs no saying.
+            parts = [torch.tensor(item) for item in parts]
+            batch["answer_parts"] = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         return BatchFeature(batch)
 
     def _turn_rows(self, turn: Turn, row_format: RowFormat, generator: torch.Generator | None) -> Rows:
@@ -601,33 +612,38 @@ class UniAudio2Processor(ProcessorMixin):
         Turn what `generate` returns into texts or waveforms.
 
         Of a sequence with audio only the last segment is decoded, which is what was generated: never the recordings of
-        the prompt. Frames that are no codes are left out with a warning.
+        the prompt. Frames that are no codes are left out with a warning. Of an answer of several recordings this is
+        the last; all of them are in the output of `generate(..., return_dict_in_generate=True)`.
 
         Args:
             sequences (`torch.Tensor`, `list`, [`AudioCodes`] or the output of `generate`):
                 Text ids of shape `(length,)` or `(batch_size, length)`; rows of shape `(length, num_codebooks + 1)` or
-                `(batch_size, length, num_codebooks + 1)`; or an output with `reconstruction_codes`.
+                `(batch_size, length, num_codebooks + 1)`; a list of such ids and rows, one for each item; or an output
+                with `reconstruction_codes`.
             skip_special_tokens (`bool`, *optional*, defaults to `True`):
                 Whether to leave special tokens out of texts.
             generation_mode (`str`, *optional*):
                 `"text"` or `"audio"`; found out from the shape and the markers of the rows by default.
             kwargs:
                 For texts options of the tokenizer; for audio those of the codec's `decode`, as `generator` (one, or a
-                list with one per item), `num_inference_steps` or `guidance_scale`.
+                list with one per item), `num_inference_steps` or `guidance_scale`. For a batch with both, of audio.
 
         Returns:
             `str`, `list[str]`, `torch.Tensor` of shape `(samples,)` or a list of these: texts, or float32 waveforms on
-            the CPU. A list for a batch.
+            the CPU. A list for a batch, with a list of waveforms for an item whose answer is several recordings.
         """
         if generation_mode not in (None, "text", "audio"):
             raise ValueError(f"`generation_mode` is {generation_mode!r}, but must be 'text', 'audio' or None.")
         if isinstance(sequences, AudioCodes):
             return self._waveforms([sequences], **kwargs)[0]
         if isinstance(sequences, Mapping):
-            if generation_mode != "text" and sequences.get("reconstruction_codes") is not None:
-                codes = [AudioCodes(reconstruction_codes=item) for item in sequences["reconstruction_codes"]]
-                return self._waveforms(codes, **kwargs)
+            codes = sequences.get("reconstruction_codes")
             sequences = sequences["sequences"]
+            if generation_mode != "text" and codes is not None:
+                return self._decode_items(sequences, codes, skip_special_tokens, **kwargs)
+        if isinstance(sequences, list) and sequences and all(isinstance(item, torch.Tensor) for item in sequences):
+            codes = [self._last_audio(rows).reconstruction_codes if rows.ndim == 2 else None for rows in sequences]
+            return self._decode_items(sequences, codes, skip_special_tokens, **kwargs)
         ids = sequences if isinstance(sequences, torch.Tensor) else torch.as_tensor(np.asarray(sequences))
         is_rows = ids.ndim == 3 or self.row_format.is_sequence(ids)
         if (generation_mode or ("audio" if is_rows else "text")) == "audio":
@@ -769,6 +785,35 @@ class UniAudio2Processor(ProcessorMixin):
         }
         return {name: value for name, value in facts.items() if value is not None}
 
+    def _decode_items(
+        self,
+        sequences: Sequence[torch.Tensor],
+        codes: Sequence[torch.Tensor | list[torch.Tensor] | None],
+        skip_special_tokens: bool,
+        generator: Any = None,
+        **kwargs,
+    ) -> list[str | torch.Tensor | list[torch.Tensor]]:
+        """Texts for the items whose sequence is text ids, waveforms of their codes for the others, in one run."""
+        is_text = [ids.ndim == 1 for ids in sequences]
+        recordings, owners = [], []
+        for item, item_codes in enumerate(codes):
+            if not is_text[item]:
+                own = item_codes if isinstance(item_codes, list) else [item_codes]
+                recordings += [AudioCodes(reconstruction_codes=recording) for recording in own]
+                owners += [item] * len(own)
+        if isinstance(generator, (list, tuple)):
+            generator = [generator[item] for item in owners]
+        waveforms = iter(self._waveforms(recordings, generator=generator, **kwargs))
+        decoded = []
+        for item, ids in enumerate(sequences):
+            if is_text[item]:
+                decoded.append(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+            elif isinstance(codes[item], list):
+                decoded.append([next(waveforms) for _ in codes[item]])
+            else:
+                decoded.append(next(waveforms))
+        return decoded
+
     def _last_audio(self, rows: torch.Tensor) -> AudioCodes:
         if rows.shape[-1] != self.num_codebooks + 1:
             raise ValueError(
@@ -800,6 +845,13 @@ class UniAudio2Processor(ProcessorMixin):
         for index, audio, mask in zip(present, decoded.audio_values, decoded.padding_mask, strict=True):
             waveforms[index] = audio[0, mask].float().cpu()
         return waveforms
+
+
+def _answer_parts(task: TaskFormat) -> list[int]:
+    """The parts of an audio answer in the numbers of `generate`; a text answer counts as one recording."""
+    if task.output == "text":
+        return ONE_RECORDING
+    return [ANSWER_PARTS[segment.kind] for segment in task.targets]
 
 
 def _items(given: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,70 @@
+"""`decode` of what `generate` returns for batches with both kinds of answers and for answers of several recordings."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def rows(processor, codes):
+    """A prompt with a recording and, after it, an answer of other codes: what `generate` returns for one item."""
+    prompt = processor(audio=codes(seed=1), task="speech_s2s")["input_ids"][0]
+    answer = processor(audio=codes(seed=2), task="speech_s2s", prompt="x")["input_ids"][0]
+    is_audio = answer[:, -1] == 0
+    return torch.cat([prompt, answer[is_audio]])
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_list_of_texts_and_recordings(processor, rows, codes):
+    """Each item as alone, and generators belong to items."""
+    text_ids = torch.tensor(processor.tokenizer("one two")["input_ids"])
+    decoded = processor.decode([text_ids, rows, text_ids[:4], rows], generator=seeded(0, 1, 2, 3))
+    assert decoded[0] == processor.decode(text_ids) and decoded[2] == processor.decode(text_ids[:4])
+    for item in (1, 3):
+        alone = processor.decode(rows, generator=seeded(item))
+        torch.testing.assert_close(decoded[item], alone, rtol=1e-5, atol=1e-5)
+        assert len(alone) == codes(seed=2)[1].shape[1] * 1920
+
+
+def test_the_output_of_a_batch_with_both_kinds(processor, rows, codes):
+    text_ids = torch.tensor(processor.tokenizer("one two")["input_ids"])
+    reconstruction = codes(seconds=0.4, seed=2)[1]
+    output = {"sequences": [text_ids, rows], "reconstruction_codes": [torch.zeros(8, 0).long(), reconstruction]}
+    text, waveform = processor.batch_decode(output)
+    assert text == "one two" and len(waveform) == 5 * 1920
+
+
+def test_answers_of_several_recordings(processor, codes):
+    recordings = [codes(seconds=0.4, seed=1)[1], codes(seconds=0.8, seed=2)[1]]
+    output = {"sequences": torch.zeros(2, 4, 9).long(), "reconstruction_codes": [recordings, recordings[0]]}
+    several, one = processor.decode(output, generator=seeded(0, 1))
+    assert [len(waveform) for waveform in several] == [5 * 1920, 10 * 1920] and len(one) == 5 * 1920
+
+
+def test_prompts_say_so_if_an_answer_is_not_one_recording(processor, codes):
+    assert "answer_parts" not in processor(["one", "two"])
+    two = processor(audio=codes(), task="speech_ss")
+    assert two["answer_parts"].tolist() == [[1, 2, 1, 2]]
+    tasks = ["semantic_to_reason", "reason_to_semantic", "speech_ss", "ASR", "speech_denoise", "reason_copy"]
+    batch = processor(audio=[codes()] * 6, task=tasks)
+    assert batch["answer_parts"].tolist() == [
+        [1, 0, 0, 0],
+        [2, 0, 0, 0],
+        [1, 2, 1, 2],
+        *[[1, 2, 0, 0]] * 2,
+        [1, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("task", ["speech_ss", "reason_to_semantic", "semantic_to_reason", "semantic_copy"])
+def test_from_prompt_to_answer(model, processor, codes, task):
+    """`generate` takes what the processor gives, and ends the parts it is asked for."""
+    inputs = processor(audio=codes(), task=task)
+    output = model.generate(**inputs, max_duration=0.4, return_dict_in_generate=True)
+    rows = output.sequences[0, inputs["input_ids"].shape[1] :, :-1]
+    is_end = torch.tensor([int(row[0]) in (17, 20 + 33) and len(set(row.tolist())) == 1 for row in rows])
+    assert is_end[-1] and int(is_end.sum()) == {"speech_ss": 4}.get(task, 1)
+    waveforms = processor.decode(output)[0]
+    assert len(waveforms) == 2 if task == "speech_ss" else isinstance(waveforms, torch.Tensor)
