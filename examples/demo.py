@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 
 matplotlib.use("Agg")
+from matplotlib import mlab
 from matplotlib import pyplot as plt
 
 from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor
@@ -38,7 +40,7 @@ def main():
     with step(f'speak "{args.text}"'):
         inputs = processor(text=args.text, task="TTS")
         spoken = processor.decode(model.generate(**inputs)[0])
-        processor.save_audio(spoken, args.output / "spoken.wav")
+        processor.save_audio(spoken, args.output / "spoken.wav", task="TTS")
 
     with step("listen to it"):
         heard_spoken = listen(model, processor, args.output / "spoken.wav")
@@ -52,7 +54,7 @@ def main():
         reconstruction = codec.decode(
             codes.reconstruction_codes, generator=torch.Generator().manual_seed(0)
         ).audio_values
-        processor.save_audio(reconstruction[0], args.output / "reconstruction.wav")
+        processor.save_audio(reconstruction[0], args.output / "reconstruction.wav", task="reconstruct")
 
     with step("draw the pictures"):
         rate = processor.feature_extractor.sampling_rate
@@ -94,7 +96,10 @@ class step:  # noqa: N801 - reads as a statement
 def draw_spectrograms(waveforms, rate, path):
     figure, axes = plt.subplots(len(waveforms), 1, figsize=(9, 2.4 * len(waveforms)), constrained_layout=True)
     for axis, (name, waveform) in zip(axes, waveforms.items(), strict=True):
-        axis.specgram(waveform.numpy(), NFFT=600, Fs=rate, noverlap=450, vmin=-120, cmap="magma")
+        power, frequencies, times = mlab.specgram(waveform.numpy(), NFFT=600, Fs=rate, noverlap=450)
+        # Digital silence has no logarithm.
+        decibels = 10 * np.log10(np.maximum(power, 1e-12))
+        axis.pcolormesh(times, frequencies, decibels, cmap="magma", rasterized=True)
         axis.set(title=name, ylabel="frequency (Hz)")
     axes[-1].set_xlabel("time (s)")
     save(figure, path)
