@@ -33,6 +33,7 @@ from ..processing.tasks import TASKS
 from .codec import CodecTrainer, FeatureBatches, FlowForTraining, ReasoningBranchForTraining, only_item
 from .front_ends import FrontEndsForTraining, FrontEndTrainer, LabelledWaveforms, LetterLabels
 from .language_model import LanguageModelTrainer, TaskExamples, encode_corpus
+from .painted_latents import PaintedCrops, PaintedRecordings, ScalarDecoderForTraining, paint_corpus
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
 from .spoken_digits import build_corpus, write_recordings
 from .tokenizer import train_tokenizer
@@ -128,6 +129,8 @@ class TinyRecipe:
         "language_model",
         "language_model_again",
         "flow",
+        "painted_latents",
+        "scalar_decoder_painted",
         "export",
     )
 
@@ -242,6 +245,23 @@ class TinyRecipe:
         train(CodecTrainer, model, self.feature_batches(), only_item, folder, self.recipe["flow"]["arguments"])
         codec.save_pretrained(folder / "codec")
 
+    def painted_latents(self, folder: Path) -> None:
+        section = self.recipe["painted_latents"]
+        codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec")
+        rows = torch.load(self.work_dir / "codes" / "train.pt")[: section["num_recordings"]]
+        paint_corpus(codec, rows, section["batch_size"], folder / "train.pt")
+
+    def scalar_decoder_painted(self, folder: Path) -> None:
+        """The last touch of the scalar decoder: it hears nothing but painted latents afterwards."""
+        section, config = self.recipe["scalar_decoder_painted"], self.codec_config()
+        model = ScalarDecoderForTraining(config.scalar_config, **section["loss"])
+        load_model(model.codec, str(self.work_dir / "scalar_decoder_again" / "model.safetensors"))
+        latents = torch.load(self.work_dir / "painted_latents" / "train.pt")
+        dataset = PaintedRecordings(latents, self.train_split())
+        collator = PaintedCrops(section["crop_frames"], config.latent_hop_length)
+        train(Trainer, model, dataset, collator, folder, section["arguments"])
+        save_model(model.codec, str(folder / "model.safetensors"))
+
     def codes(self, folder: Path) -> None:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "reconstruction" / "codec")
         folder.mkdir(parents=True, exist_ok=True)
@@ -311,7 +331,7 @@ class TinyRecipe:
 
     def export(self, folder: Path) -> None:
         codec = ReasoningCodecModel.from_pretrained(self.work_dir / "flow" / "codec", config=self.codec_config())
-        load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder_again" / "model.safetensors"))
+        load_model(codec.scalar_codec, str(self.work_dir / "scalar_decoder_painted" / "model.safetensors"))
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.work_dir / "language_model_again" / "model")
         processor = UniAudio2Processor.from_pretrained(self.work_dir / "language_model_again" / "model")
         processor.codec = codec
