@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import evaluate
@@ -57,6 +58,17 @@ class ItemMetric(evaluate.Metric, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     # Bootstrap resamples; fewer where one aggregation takes long.
     resamples: ClassVar[int] = 1000
+
+    def __init__(self, **kwargs):
+        # `evaluate.Metric` would take a misspelt option without a word.
+        unknown = [name for name in kwargs if name not in signature(evaluate.Metric.__init__).parameters]
+        if unknown:
+            options = [name for name in signature(type(self).__init__).parameters if name not in ("self", "kwargs")]
+            raise ValueError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; its options are: "
+                f"{', '.join(options) or 'none'}."
+            )
+        super().__init__(**kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         kinds = [_FEATURES[kind] for kind in self.inputs.values()]

@@ -1,0 +1,78 @@
+"""
+What a system has answered, as files: everything that metrics read.
+
+    FOLDER/run.json             what was run: suite, test, model and its revision, seed, settings, versions
+    FOLDER/predictions.jsonl    one line per item: its fields, the answer, the seconds it took, or the error
+    FOLDER/audio/               recordings: answers, and fields that did not come as files
+
+Another system's answers are scored like ours: write `predictions.jsonl` (`id`, `fields`, `answer`) and a `run.json`
+with `suite` and `test`.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RUN_FILE, PREDICTIONS_FILE, AUDIO_FOLDER, ITEM_FOLDER = "run.json", "predictions.jsonl", "audio", "items"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A file appears when it is complete."""
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What was run. Raises a `ValueError` if the folder holds no run."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {RUN_FILE}: it is not the result of an evaluation.")
+    return read_json(path)
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """
+    The items of a finished run, recordings as absolute paths.
+
+    Raises:
+        ValueError: if there are none, or a line lacks `id`, `fields` or both `answer` and `error`.
+    """
+    path = folder / PREDICTIONS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {PREDICTIONS_FILE}: the predictions are not finished. Run the same again."
+        )
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        if not {"id", "fields"} <= row.keys() or not row.keys() & {"answer", "error"}:
+            raise ValueError(f"{path}, line {number}: an item has 'id', 'fields' and 'answer', but got {sorted(row)}.")
+        rows.append({**row, "fields": _resolved(row["fields"], folder), "answer": _value(row.get("answer"), folder)})
+    if not rows:
+        raise ValueError(f"{path} is empty: there is nothing to score.")
+    return rows
+
+
+def audio_value(path: Path | str) -> dict[str, str]:
+    """A recording as it stands in a manifest."""
+    return {"audio": str(path)}
+
+
+def _resolved(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {name: _value(value, folder) for name, value in fields.items()}
+
+
+def _value(value: Any, folder: Path) -> Any:
+    return str(folder / value["audio"]) if isinstance(value, dict) and "audio" in value else value

@@ -1,0 +1,118 @@
+"""One call for all of it: predictions, scores, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def evaluate(
+    suites: str | Sequence[str],
+    model: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    output: str | Path = "evaluation",
+    tests: Sequence[str] | None = None,
+    device: "torch.device | str | None" = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """
+    Run suites, and write predictions, scores and a report into a folder.
+
+    What is done already is not done again: after a kill the same call goes on, and ends with the same numbers.
+
+    Args:
+        suites (`str` or `Sequence[str]`): Suites of the package, or YAML files.
+        model (`str`, *optional*): A model folder or a Hub id; the shipped checkpoint by default.
+        data (`str`, *optional*): A folder or a Hub id to take in place of the data that the suites name.
+        limit (`int`, *optional*): Take only the first items of every test.
+        output (`str` or `Path`, *optional*, defaults to `"evaluation"`): One folder per test goes in here.
+        tests (`Sequence[str]`, *optional*): Only these tests of the suites.
+        device (`torch.device` or `str`, *optional*): Of the models; by default an accelerator if there is one.
+        seed (`int`, *optional*, defaults to 0): Of the answers and of the bootstrap.
+
+    Returns:
+        `list[dict]`: The scores of every test, as `scores.json` holds them. Empty in all but the first process.
+
+    Raises:
+        ValueError: for a mistake in a suite or in the data, or an output folder that holds another run.
+        ImportError: if the packages of the extra `uniaudio2[evaluate]` are missing.
+    """
+    try:
+        import evaluate as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Evaluation needs more packages: pip install 'uniaudio2[evaluate]'") from error
+    import torch
+    from accelerate import PartialState
+
+    from .. import TINY
+    from .data import load_items
+    from .predict import Predictor, predict
+    from .report import write_report
+    from .score import check_metrics, score
+    from .suite import load_suite
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1, but is {limit}.")
+    chosen = [test for name in ([suites] if isinstance(suites, str) else suites) for test in load_suite(name)]
+    unknown = [name for name in tests or () if name not in {test.name for test in chosen}]
+    if unknown:
+        raise ValueError(f"There is no test {unknown[0]!r}; there is {', '.join(test.name for test in chosen)}.")
+    chosen = [test for test in chosen if tests is None or test.name in tests]
+
+    # Everything that can be wrong is found before anything long begins.
+    state = PartialState()
+    device = torch.device(device) if device is not None else state.device
+    if state.is_main_process:
+        for test in chosen:
+            check_metrics(test, str(device))
+    items = {test.full_name: load_items(test, data) for test in chosen}
+    predictor = Predictor(model or TINY, device)
+    folders = {test.full_name: Path(output, test.suite, test.name) for test in chosen}
+    for test in chosen:
+        predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit)
+    if not state.is_main_process:
+        return []
+    summaries = [score(test, folders[test.full_name], str(device), limit, seed) for test in chosen]
+    write_report(chosen, [folders[test.full_name] for test in chosen], Path(output))
+    return summaries
+
+
+def score_again(
+    folder: str | Path, suites: Sequence[str] | None = None, device: str = "cpu", seed: int = 0
+) -> list[dict[str, Any]]:
+    """
+    Compute metrics and report from the predictions in a folder, ours or another system's.
+
+    Args:
+        folder (`str` or `Path`): Holds one folder per test, with `run.json` and `predictions.jsonl`.
+        suites (`Sequence[str]`, *optional*): Where the tests are defined, by default what `run.json` names.
+        device (`str`, *optional*, defaults to `"cpu"`): Of metrics with a model.
+        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+
+    Raises:
+        ValueError: if there are no predictions, or those of a test that the suites do not have.
+    """
+    from .manifest import RUN_FILE, read_run
+    from .report import write_report
+    from .score import score
+    from .suite import load_suite
+
+    folders = sorted(path.parent for path in Path(folder).rglob(RUN_FILE))
+    if not folders:
+        raise ValueError(f"There is no {RUN_FILE} in {folder}: it holds no predictions.")
+    runs = [read_run(path) for path in folders]
+    names = suites or list(dict.fromkeys(str(run.get("suite")) for run in runs))
+    known = {(test.suite, test.name): test for name in names for test in load_suite(name)}
+    missing = [run for run in runs if (run.get("suite"), run.get("test")) not in known]
+    if missing:
+        raise ValueError(
+            f"{folder} holds predictions of {missing[0].get('suite')}/{missing[0].get('test')}, which is not among "
+            f"the tests {', '.join(f'{suite}/{test}' for suite, test in known)}."
+        )
+    tests = [known[run["suite"], run["test"]] for run in runs]
+    summaries = [score(test, path, device, seed=seed) for test, path in zip(tests, folders, strict=True)]
+    write_report(tests, folders, Path(folder))
+    return summaries

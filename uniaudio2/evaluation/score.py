@@ -1,0 +1,139 @@
+"""Metrics of a manifest, and nothing but the manifest: so they can be computed again, and for any system's answers."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .manifest import read_predictions, read_run, write_json
+from .metric import ItemMetric, MetricUnavailableError
+from .resampling import confidence_intervals
+from .suite import MetricUse, SuiteTest
+
+SCORES_FILE, ROWS_FILE = "scores.json", "rows.npz"
+
+
+def check_metrics(test: SuiteTest, device: str = "cpu") -> tuple[dict[str, ItemMetric], list[dict[str, str]]]:
+    """
+    The metrics of a test that can run here, by label, and those that are left out, with the reason.
+
+    What is going to be downloaded, and what is left out, is said on stderr, before anything starts.
+    """
+    metrics, left_out = {}, []
+    for use in test.metrics:
+        try:
+            metric = use.load(device)
+            for remark in metric.check():
+                print(f"{test.full_name}: {remark}", file=sys.stderr)
+        except (MetricUnavailableError, ImportError) as error:
+            print(f"{test.full_name}: left out {use.label}: {error}", file=sys.stderr)
+            left_out.append({"metric": use.label, "reason": str(error)})
+        else:
+            metrics[use.label] = metric
+    return metrics, left_out
+
+
+def score(
+    test: SuiteTest, folder: Path, device: str = "cpu", limit: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """
+    Compute the metrics of a test from the predictions in a folder, and write `scores.json` and `rows.npz` into it.
+
+    Args:
+        test (`SuiteTest`): It says which metrics, of which fields.
+        folder (`Path`): Holds the manifest; see `manifest.py`.
+        device (`str`, *optional*, defaults to `"cpu"`): For metrics with a model.
+        limit (`int`, *optional*): Take only the first items.
+        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+
+    Returns:
+        `dict`: What `scores.json` holds: per score its value, interval, the values of the items and the failures.
+
+    Raises:
+        ValueError: if the manifest is that of another suite, or lacks a field.
+    """
+    run = read_run(folder)
+    if (run.get("suite"), run.get("test")) != (test.suite, test.name):
+        raise ValueError(
+            f"{folder} holds the predictions of {run.get('suite')}/{run.get('test')}, not of {test.full_name}."
+        )
+    predictions = read_predictions(folder)[:limit]
+    metrics, left_out = check_metrics(test, device)
+    results: list[dict[str, Any]] = []
+    rows: dict[str, np.ndarray] = {"ids": np.array([row["id"] for row in predictions])}
+    for use in test.metrics:
+        if use.label not in metrics:
+            continue
+        failures: dict[int, str] = {}
+        metric = metrics[use.label]
+        references = _column(predictions, use.reference) if "references" in metric.inputs else None
+        rows[use.label] = metric.items(_column(predictions, use.prediction), references, failures=failures)
+        good = [index for index in range(len(predictions)) if index not in failures]
+        failed = {predictions[index]["id"]: message for index, message in failures.items()}
+        try:
+            results += _results(use, metric, rows[use.label], good, predictions, failed, seed)
+        except ValueError as error:
+            left_out.append({"metric": use.label, "reason": str(error)})
+    summary = {
+        "suite": test.suite,
+        "test": test.name,
+        "model": run.get("model"),
+        "revision": run.get("revision"),
+        "seed": run.get("seed"),
+        "items": len(predictions),
+        "failed": {row["id"]: row["error"] for row in predictions if row.get("error")},
+        "left_out": left_out,
+        "metrics": {
+            use.label: {**vars(use), "options": dict(use.options)} for use in test.metrics if use.label in metrics
+        },
+        "scores": results,
+    }
+    np.savez_compressed(folder / ROWS_FILE, **rows)
+    write_json(folder / SCORES_FILE, summary)
+    return summary
+
+
+def _column(predictions: list[dict[str, Any]], name: str | None) -> list[Any]:
+    if name in ("answer", "seconds", "audio_seconds", "tokens"):
+        return [row.get(name) for row in predictions]
+    missing = [row["id"] for row in predictions if name not in row["fields"] and not row.get("error")]
+    if missing:
+        raise ValueError(f"Item {missing[0]} of the manifest has no field {name!r}, which a metric reads.")
+    return [row["fields"].get(name) for row in predictions]
+
+
+def _results(
+    use: MetricUse,
+    metric: ItemMetric,
+    rows: np.ndarray,
+    good: list[int],
+    predictions: list[dict[str, Any]],
+    failed: dict[str, str],
+    seed: int,
+) -> list[dict[str, Any]]:
+    if not good:
+        raise ValueError(f"no item has a value; the first: {next(iter(failed.values()))}")
+    values = metric.aggregate(rows[good])
+    intervals = confidence_intervals(rows[good], metric.aggregate, metric.resamples, seed=seed)
+    per_item = metric.values(rows[good])
+    heard = getattr(metric, "heard", None)
+    return [
+        {
+            "metric": use.label,
+            "score": name,
+            "value": values[name],
+            "low": intervals[name][0],
+            "high": intervals[name][1],
+            "better": entry.better,
+            "percent": entry.percent,
+            "items": len(good),
+            "failures": failed,
+            "per_item": {
+                predictions[index]["id"]: float(value)
+                for index, value in zip(good, per_item.get(name, ()), strict=False)
+            },
+            **({"heard": {predictions[i]["id"]: text for i, text in zip(good, heard, strict=True)}} if heard else {}),
+        }
+        for name, entry in metric.scores.items()
+    ]
