@@ -58,7 +58,7 @@ def test_types_are_strict():
     ("wrong", "message"),
     [
         ({"num_hidden_layers": 5}, "num_understanding_layers"),
-        ({"num_generation_layers": 0}, "at least 1"),
+        ({"num_generation_layers": -1}, "neither of them negative"),
         ({"num_attention_heads": 10, "num_key_value_heads": 4}, "multiple"),
         ({"codebook_loss_weights": (1.0, 1.0, 1.0)}, "one weight for each of the 8 codebooks"),
         ({"depth_decoder_config": {"backbone_hidden_size": 64}}, "backbone_hidden_size"),

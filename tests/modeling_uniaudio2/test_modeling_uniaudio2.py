@@ -70,6 +70,16 @@ def test_hidden_states_are_those_of_three_llamas(make_language_model, make_rows)
 
 
 @torch.no_grad()
+def test_without_experts_it_is_one_llama(make_language_model, make_rows):
+    """The paper's ablation: no layers and no norms of their own for audio rows."""
+    model = make_language_model(num_understanding_layers=0, num_generation_layers=0)
+    rows = make_rows("ttaataaa")
+    llama = as_llama(model, model.model.layers, model.model.cross_modal_norm)
+    expected = llama(inputs_embeds=model.model.embed_rows(**rows)).last_hidden_state
+    assert torch.equal(model.model(**rows).last_hidden_state, expected)
+
+
+@torch.no_grad()
 def test_text_alone_is_llama(language_model):
     """Bit for bit, whether the ids come with or without the audio streams."""
     ids = torch.randint(64, (2, 9))

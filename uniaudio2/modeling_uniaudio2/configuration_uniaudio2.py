@@ -130,7 +130,8 @@ class UniAudio2Config(PreTrainedConfig):
         num_hidden_layers (`int`, *optional*, defaults to 33):
             All layers of the one stack, so that caches made from the configuration have the right size.
         num_understanding_layers (`int`, *optional*, defaults to 3):
-            Layers at the bottom that see audio rows only.
+            Layers at the bottom that see audio rows only. With 0 there is no such stack, and no norm at its end (the
+            paper's ablation without experts); so for those at the top.
         num_generation_layers (`int`, *optional*, defaults to 2):
             Layers at the top that see audio rows only. The layers between are the cross-modal ones.
         depth_decoder_config (`UniAudio2DepthDecoderConfig` or `dict`, *optional*):
@@ -297,11 +298,11 @@ class UniAudio2Config(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: the shape of the stack."""
         _check_heads(self)
-        if min(self.num_understanding_layers, self.num_generation_layers, self.num_cross_modal_layers) < 1:
+        if min(self.num_understanding_layers, self.num_generation_layers) < 0 or self.num_cross_modal_layers < 1:
             raise ValueError(
                 f"`num_hidden_layers` ({self.num_hidden_layers}) counts all layers and must exceed "
                 f"`num_understanding_layers` ({self.num_understanding_layers}) + `num_generation_layers` "
-                f"({self.num_generation_layers}), each at least 1."
+                f"({self.num_generation_layers}), neither of them negative."
             )
         if self.depth_decoder_config.backbone_hidden_size != self.hidden_size:
             raise ValueError(

@@ -157,11 +157,15 @@ class UniAudio2Model(UniAudio2PreTrainedModel):
         self.audio_embeddings = UniAudio2AudioEmbedding(config)
         # One list, and one numbering for the cache: understanding layers, cross-modal layers, generation layers.
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.understanding_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.cross_modal_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.generation_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.understanding_norm = self._norm(config.num_understanding_layers)
+        self.cross_modal_norm = self._norm(config.num_cross_modal_layers)
+        self.generation_norm = self._norm(config.num_generation_layers)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.post_init()
+
+    def _norm(self, num_layers: int) -> nn.Module:
+        """At the end of a stack, if there is one."""
+        return LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps) if num_layers else nn.Identity()
 
     def embed_rows(
         self,

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
 
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
+from .mixture import Mixture, MixtureBatches
 from .stage_trainer import StageTrainer, StageTrainingArguments
 
 SEMANTIC_DECODER = "semantic_decoder"
@@ -72,6 +74,23 @@ class LanguageModelStageTrainer(StageTrainer):
     def trained_modules(cls, model: nn.Module) -> list[str]:
         parts = model_parts(model.config)
         return [module for part in cls.parts for module in parts[part]]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Of a [`~uniaudio2.training.mixture.Mixture`], its own plan: resuming skips batches of it, and loads none."""
+        if not isinstance(self.train_dataset, Mixture):
+            return super().get_train_dataloader()
+        batches = MixtureBatches(self.train_dataset, self.args.train_batch_size, self.args.seed)
+        # Without end and of no fixed size: there is no last batch to fill up for all processes.
+        self.accelerator.even_batches = False
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.train_dataset.collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
         outputs = model(**inputs, use_cache=False)

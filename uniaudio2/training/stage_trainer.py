@@ -132,11 +132,18 @@ class StageTrainer(Trainer):
         """Positions of a micro-batch that are not padding, for the speed in the logs."""
         raise NotImplementedError
 
-    # Losses
+    # The loop
 
     def train(self, *args, **kwargs):
         self._last_log = None
         return super().train(*args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # Resumed at its very end, `Trainer` would take one step more from data without a length.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -1,0 +1,167 @@
+"""`uniaudio2 train`: from a Llama and a manifest to a trained model, and what a recipe says before it runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from uniaudio2 import UniAudio2ForConditionalGeneration, UniAudio2Processor
+from uniaudio2.cli import main
+from uniaudio2.commands.train import LANGUAGE_MODEL_STAGES
+from uniaudio2.training.language_model_runs import STAGES, LanguageModelRun
+from uniaudio2.training.recipe import RECIPES, load_recipe, merge
+
+TEXTS = ("seven three nine", "one two", "zero eight six five", "nine")
+SIZES = ("size_tiny", "size_1b", "size_3b")
+
+
+@pytest.fixture(scope="module")
+def codes_folder(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(len(TEXTS)):
+        waveform = 0.3 * np.sin(2 * np.pi * (200 + 50 * index) * np.arange(19_200 + 9600 * index) / 24_000)
+        sf.write(folder / f"{index}.wav", waveform, 24_000)
+    rows = [{"audio": f"{i}.wav", "text": text, "recording": "a", "start": i} for i, text in enumerate(TEXTS)]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model", str(model_folder), "--tasks", "ASR", "TTS", "--semantic-features"]
+    assert main(["train", "tokenize", str(folder / "manifest.jsonl"), str(folder / "codes"), *arguments]) == 0
+    return folder / "codes"
+
+
+@pytest.fixture
+def overrides(codes_folder, model_folder, tmp_path):
+    """Values that make a shipped recipe small and point it to the fixtures."""
+
+    def make(stage, output="run", **arguments):
+        sources = [{"path": str(codes_folder), "task": "ASR"}, {"path": str(codes_folder), "task": "TTS"}]
+        if stage == "mid-training":
+            sources.append({"path": str(codes_folder), "sentences": "interleaved_speech_and_text"})
+        if stage == "understanding-warmup":
+            sources.pop()
+        arguments = {"max_steps": 2, "report_to": "none", "disable_tqdm": True, "logging_steps": 1} | arguments
+        return [
+            f"model.path={model_folder}", "model.semantic_feature_size=16", f"output={tmp_path / output}",
+            f"data.sources={json.dumps(sources)}", "data.context=160",
+            *(f"arguments.{key}={json.dumps(value)}" for key, value in arguments.items()),
+        ]  # fmt: skip
+
+    return make
+
+
+def stage_recipe(stage: str) -> str:
+    return stage.replace("-", "_")
+
+
+@pytest.mark.parametrize("stage", LANGUAGE_MODEL_STAGES)
+@pytest.mark.parametrize("adapters", [[], ["lora", "lora.rank=2", "lora.alpha=4"]])
+def test_a_stage_from_its_recipe_to_a_model_folder(stage, adapters, overrides, tmp_path, model_folder):
+    values = [*overrides(stage), *adapters[1:]]
+    assert main(["train", stage, "--config", stage_recipe(stage), "size_tiny", *adapters[:1], *values]) == 0
+    model = UniAudio2ForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    start = UniAudio2ForConditionalGeneration.from_pretrained(model_folder)
+    assert model.state_dict().keys() == start.state_dict().keys()
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert model.config.trained_context_length == 160 and "ASR" in model.config.tasks
+    provenance = json.loads((tmp_path / "run" / "model" / "provenance.json").read_text())
+    assert provenance["made_by"] == f"uniaudio2 train {stage}"
+    processor = UniAudio2Processor.from_pretrained(tmp_path / "run" / "model")
+    assert processor(text="one", task="TTS")["input_ids"].shape[-1] == 9
+
+
+def test_stopped_in_the_middle_and_started_again(overrides, tmp_path):
+    """The second start goes on from the last checkpoint, and ends bit for bit where a run without a stop ends."""
+    names = ["pretraining", "size_tiny"]
+    whole = LanguageModelRun("pretraining", load_recipe(names, overrides("pretraining", "whole", max_steps=5)))
+    whole.train()
+    halves = overrides("pretraining", "halves", max_steps=5, save_steps=2)
+    LanguageModelRun("pretraining", load_recipe(names, halves)).train()
+    model = tmp_path / "halves" / "model" / "model.safetensors"
+    for last in (2, 4, 5):  # the last one: killed between the last step and the model folder
+        model.unlink()
+        for checkpoint in (tmp_path / "halves").glob("checkpoint-*"):
+            if int(checkpoint.name.partition("-")[2]) > last:
+                shutil.rmtree(checkpoint)
+        LanguageModelRun("pretraining", load_recipe(names, halves)).train()
+        assert model.read_bytes() == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_llama_becomes_the_start(model_folder, tokenizer, tmp_path):
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.2,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(config).eval()
+    llama.save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    depth = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    arguments = ["num_understanding_layers=1", f"depth_decoder_config={depth}", "--codec", str(model_folder / "codec")]
+    assert main(["train", "init", str(tmp_path / "llama"), str(tmp_path / "start"), *arguments]) == 0
+    model = UniAudio2ForConditionalGeneration.from_pretrained(tmp_path / "start").eval()
+    assert model.config.num_hidden_layers == 1 + 2 + 2
+    ids = torch.randint(len(tokenizer), (1, 7))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, llama(ids).logits)
+    processor = UniAudio2Processor.from_pretrained(tmp_path / "start")
+    assert processor.codec.config.num_codebooks == 8
+    assert processor(text="one two", task="TTS")["input_ids"].max() < model.config.vocab_size
+
+
+# --- Recipes ---
+
+
+def test_the_command_line_knows_all_stages():
+    assert tuple(STAGES) == LANGUAGE_MODEL_STAGES
+
+
+@pytest.mark.parametrize("stage", LANGUAGE_MODEL_STAGES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("adapters", [[], ["lora"]])
+def test_shipped_recipes_are_complete(stage, size, adapters):
+    """Every stage in every size, with and without adapters; nothing in them is unknown."""
+    run = LanguageModelRun(stage, load_recipe([stage_recipe(stage), size, *adapters]))
+    assert run.recipe["data"]["context"] in (256, 1024, 2048)
+
+
+@pytest.mark.parametrize(("name", "stage"), [("no_sentences", "mid-training"), ("no_experts", "pretraining")])
+def test_ablations_lie_over_their_stage(name, stage):
+    run = LanguageModelRun(stage, load_recipe([stage_recipe(stage), "size_3b", f"ablation_{name}"]))
+    assert name.replace("_", "-") in run.recipe["output"]
+    assert not any("sentences" in entry for entry in run.recipe["data"]["sources"])
+
+
+def test_a_dry_run_says_what_would_be_done(capsys):
+    assert main(["train", "pretraining", "--config", "pretraining", "size_tiny", "lora", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "1.6 text_loss + 1 audio_loss" in text
+    assert "50.0% of the rows  text_only" in text
+    assert "new for this stage" in text and "GiB per device" in text
+    assert "1,024 rows (1 devices), 50 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["data.kontext=3"], "Unknown key data.kontext"),
+        (["optimizer.name=adam"], "Unknown section 'optimizer'"),
+        (["model.path=null"], "lacks model.path"),
+        (["size_9b"], "There is no recipe size_9b"),
+    ],
+)
+def test_mistakes_in_recipes_are_named(values, message, capsys):
+    assert main(["train", "pretraining", "--config", "pretraining", *values]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_recipes_are_found_or_listed(tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {context: 3}")
+    assert load_recipe([str(tmp_path / "mine.yaml")], ["data.packed=false"]) == {
+        "data": {"context": 3, "packed": False}
+    }
+    with pytest.raises(ValueError, match="not of the form"):
+        load_recipe([], ["data.context"])
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    assert (RECIPES / "lora.yaml").exists()
