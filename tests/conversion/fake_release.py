@@ -1,7 +1,6 @@
 """Small releases in the layout of `Dongchao/UniAudio2_ckpt`: from recorded fixtures, or from random weights."""
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,13 @@ from uniaudio2.conversion.codec import (
     WHISPER_PREFIX,
     codec_key_table,
 )
+from uniaudio2.conversion.codec_config import FLOW_FIELDS, SCALAR_FIELDS
 from uniaudio2.conversion.language_model import original_language_model_state_dict
+from uniaudio2.conversion.language_model_config import YAML_FIELDS
 from uniaudio2.conversion.scalar_codec import scalar_codec_key_table
 from uniaudio2.conversion.text_tokenizer import SLOTS
-from uniaudio2.modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
-from uniaudio2.modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from uniaudio2.modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
 from uniaudio2.modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration
-from uniaudio2.training.tokenizer import train_tokenizer
-
-# A tokenizer of the 256 bytes, whose special tokens follow.
-BOS = 256
-VOCAB_SIZE = 300
 
 
 @dataclass
@@ -77,9 +71,8 @@ class FakeRelease:
         torch.save({"model": music, "cfg": {"model": {"conv_dim": 4}}}, folder / "music_ssl.pt")
 
 
-def write_tokenizer(folder: Path, reserved: bool = True, vocab_size: int = BOS + len(SLOTS)) -> Path:
+def write_tokenizer(tokenizer, folder: Path, reserved: bool = True) -> Path:
     """A tokenizer whose slots have Llama's names, or (`reserved=False`) already those of UniAudio 2.0."""
-    tokenizer = train_tokenizer(["seven three nine one two"], vocab_size=vocab_size)
     tokenizer.save_pretrained(folder)
     if reserved:
         path = folder / "tokenizer.json"
@@ -90,35 +83,9 @@ def write_tokenizer(folder: Path, reserved: bool = True, vocab_size: int = BOS +
     return folder
 
 
-def random_release(codec_sizes: dict[str, Any], audio_ids: dict[str, int]) -> FakeRelease:
-    """Random weights of small models, under the released names."""
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    config = UniAudio2Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=4,
-        num_understanding_layers=1,
-        num_generation_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        depth_decoder_config={
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-        },
-        bos_token_id=BOS,
-        eos_token_id=BOS + 1,
-        text_pad_token_id=BOS + 20,
-        **audio_ids,
-    )
-    model = UniAudio2ForConditionalGeneration(config)
-    codec = ReasoningCodecModel(ReasoningCodecConfig(**codec_sizes))
-    torch.random.set_rng_state(generator_state)
-
+def random_release(model: UniAudio2ForConditionalGeneration, codec: ReasoningCodecModel) -> FakeRelease:
+    """The weights of small random models, under the released names."""
+    config = model.config
     weights = codec.state_dict()
     released = {name: weights[ours].clone() for name, ours in codec_key_table(codec.config).items()}
     # Statistics of a training that has gone on for a while.
@@ -140,66 +107,35 @@ def random_release(codec_sizes: dict[str, Any], audio_ids: dict[str, int]) -> Fa
             "local_model": "Llama-3.2-4Layer",
             "llm_pretrained_model": "unused",
             "parallel_number": 9,
-            "audio_reason_card": audio_ids["reasoning_vocab_size"],
-            "audio_semantic_card": audio_ids["reconstruction_vocab_size"],
-            "reason_bos": audio_ids["reasoning_bos_token_id"],
-            "reason_eos": audio_ids["reasoning_eos_token_id"],
-            "reason_pad_token": audio_ids["reasoning_pad_token_id"],
-            "semantic_bos": audio_ids["reconstruction_bos_token_id"],
-            "semantic_eos": audio_ids["reconstruction_eos_token_id"],
-            "semantic_pad_token": audio_ids["reconstruction_pad_token_id"],
-            "audio_prompt_bos": audio_ids["audio_prompt_bos_token_id"],
-            "audio_prompt_eos": audio_ids["audio_prompt_eos_token_id"],
-            "text_pad_token": BOS + 20,
+            **{name: getattr(config, field) for field, name in YAML_FIELDS.items()},
         },
         codec=released,
         scalar_codec=scalar,
         scalar_settings={
             "num_bands": 1,
             "sample_rate": settings.sampling_rate,
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in settings.to_diff_dict().items()
-                if name in SCALAR_NAMES
-            },
-            **{name: getattr(settings, name) for name in ("causal", "default_kernel_size", "delay_kernel_size")},
-            "num_samples": settings.num_samples,
+            **{name: _plain(getattr(settings, name)) for name in SCALAR_FIELDS if name != "sampling_rate"},
         },
-        flow_settings={
-            name: getattr(flow, name)
-            for name in ("num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "out_channels",
-                         "norm_eps")
-        },
+        flow_settings={name: getattr(flow, name) for name in FLOW_FIELDS},
         whisper_settings=codec.config.whisper_config.to_dict(),
         wavlm_settings=codec.config.wavlm_config.to_dict(),
         options=[
-            "backbone.num_attention_heads=4",
-            "decoder.num_attention_heads=2",
-            "codec.music_encoder_config.num_attention_heads=2",
+            f"backbone.num_attention_heads={config.num_attention_heads}",
+            f"decoder.num_attention_heads={config.depth_decoder_config.num_attention_heads}",
+            f"codec.music_encoder_config.num_attention_heads={codec.config.music_encoder_config.num_attention_heads}",
             f"codec.wavlm_layers={list(codec.config.wavlm_layers)}",
             f"codec.music_acoustic_layer={codec.config.music_acoustic_layer}",
             f"codec.music_semantic_layer={codec.config.music_semantic_layer}",
         ],
-    )  # fmt: skip
+    )
 
 
-SCALAR_NAMES = (
-    "downsample_factors",
-    "downsample_kernel_sizes",
-    "upsample_factors",
-    "upsample_kernel_sizes",
-    "latent_hidden_dim",
-    "init_channel",
-    "res_kernel_size",
-)
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def recorded_release(language_model, codec) -> FakeRelease:
-    """
-    The weights of two recorded fixtures (`NumericFixture`), with what their recordings left out made up.
-
-    A fixture of the codec holds what encoding and decoding use. A release also has what training used.
-    """
+    """The weights of two recorded fixtures (`NumericFixture`); of the codec what encoding and decoding use."""
     sizes, ids = language_model.facts["config"], language_model.facts["config"]["ids"]
     parts = codec.facts["config"]
     return FakeRelease(
@@ -225,7 +161,3 @@ def recorded_release(language_model, codec) -> FakeRelease:
             f"codec.music_encoder_config.num_attention_heads={parts['w2v2_config']['num_attention_heads']}",
         ],
     )
-
-
-def is_training_only(name: str) -> bool:
-    return re.search(r"embed_avg|cluster_size|initted|num_batches_tracked|_decoder\.", name) is not None

@@ -204,7 +204,9 @@ def _reading(path: Path) -> Iterator[None]:
             f"{path} is refused: it holds more than tensors and plain data, an object of {named[1]}. Nothing of it "
             "was run. Ask whoever made the file for one with the weights alone."
         ) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a reader makes of bytes that are none of its format
         raise ValueError(f"{path} is no checkpoint, or damaged or cut off. Fetch it again.") from error
 
 

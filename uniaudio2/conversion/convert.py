@@ -229,5 +229,5 @@ def _upload(folder: Path, name: str, source: str) -> None:
         api.upload_folder(folder_path=folder, repo_id=repository, commit_message=f"Converted from {Path(source).name}")
     except Exception as error:
         raise OSError(
-            f"{folder} is converted and complete, but was not uploaded: {error}. To try again: hf upload {name} {folder}"
+            f"{folder} is complete, but was not uploaded: {error}. To try again: hf upload {name} {folder}"
         ) from error

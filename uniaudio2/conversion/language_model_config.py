@@ -154,8 +154,8 @@ def _check_streams(trunk: ConfigValues, settings: Mapping[str, Any], ids: int) -
         raise ValueError(f"{YAML} lacks 'parallel_number', the number of streams (codebooks and text).")
     if streams != trunk["num_codebooks"] + 1:
         raise ValueError(
-            f"{YAML} says parallel_number={streams}, but the tensor audio_head has {trunk['num_codebooks']} codebooks: "
-            f"with text these are {trunk['num_codebooks'] + 1} streams."
+            f"{YAML} says parallel_number={streams}, but the tensor audio_head has "
+            f"{trunk['num_codebooks']} codebooks: with text these are {trunk['num_codebooks'] + 1} streams."
         )
     reasoning, reconstruction = trunk["reasoning_vocab_size"], trunk["reconstruction_vocab_size"]
     if not all(isinstance(value, int) for value in (reasoning, reconstruction)) or reasoning + reconstruction != ids:

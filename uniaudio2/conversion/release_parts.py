@@ -65,7 +65,7 @@ def plan_language_model(
     llm: str,
     tokenizer: str,
     overrides: Mapping[str, Mapping[str, Any]],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[ReleasePart, PreTrainedTokenizerFast]:
     """
     Args:
