@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from .feature_extraction.feature_extraction_uniaudio2 import UniAudio2FeatureExtractor
+from .long_form import speak_long, transcribe_long
 from .modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
 from .modeling_uniaudio2.configuration_reasoning_codec_text import ReasoningCodecTextConfig
 from .modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config, UniAudio2DepthDecoderConfig
@@ -68,5 +69,7 @@ __all__ = [
     "UniAudio2ForConditionalGeneration",
     "UniAudio2Model",
     "UniAudio2Processor",
+    "speak_long",
     "stream",
+    "transcribe_long",
 ]

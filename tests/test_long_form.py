@@ -1,0 +1,252 @@
+# ruff: noqa: RUF001  (Chinese punctuation)
+"""Long recordings in, long texts out."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+
+from uniaudio2 import speak_long, transcribe_long
+from uniaudio2.long_form import join_waveforms, merge_transcripts, plan_chunks, split_sentences
+from uniaudio2.processing.rows import AudioCodes
+
+RATE = 24_000
+
+
+# --- Chunks of a recording ---
+
+
+def test_chunks_cover_everything_and_overlap():
+    assert plan_chunks(10, 20, 4) == [(0, 10)]
+    assert plan_chunks(20, 20, 4) == [(0, 20)]
+    assert plan_chunks(21, 20, 4) == [(0, 20), (16, 21)]
+    assert plan_chunks(40, 10, 0) == [(0, 10), (10, 20), (20, 30), (30, 40)]
+    for length in range(1, 60):
+        chunks = plan_chunks(length, 7, 3)
+        assert chunks[0][0] == 0 and chunks[-1][1] == length and all(end - start <= 7 for start, end in chunks)
+        assert all(before[1] - after[0] == 3 for before, after in itertools.pairwise(chunks))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "merged"),
+    [
+        ("one two three four", "three four five", "one two three four five"),
+        ("One, two. Three four", "three, Four: five!", "One, two. Three four: five!"),  # without case, punctuation
+        ("one two three four fi", "o three four five", "one two three four five"),  # words that the edges cut
+        ("one two", "three four", "one two three four"),  # nothing in common
+        ("one two", "", "one two"),
+        ("", "one two", "one two"),
+        # Repeated words: the run nearest to the edges, and no more than was heard twice.
+        ("nine one one", "one one one two", "nine one one one two"),
+        ("a b a b", "a b c", "a b a b c"),
+        ("go go go stop go go", "go go left", "go go go stop go go left"),
+        # A common word far from the edges joins nothing.
+        ("the cat sat on a mat and slept", "then we all left the house", None),
+        ("今天天气很好，我们", "气很好，我们去公园。", "今天天气很好，我们去公园。"),
+        ("今天", "明天", "今天明天"),  # one character is no run
+        ("say 今天天气", "天天气 is good", "say 今天天气 is good"),
+    ],
+)
+def test_texts_are_joined_where_they_say_the_same(left, right, merged):
+    assert merge_transcripts(left, right) == (merged if merged is not None else f"{left} {right}")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_overlapping_halves_of_a_text_are_the_text(seed):
+    """Ten words in common, one of them spoilt at each edge."""
+    generator = torch.Generator().manual_seed(seed)
+    words = [f"w{number}" for number in torch.randint(30, (60,), generator=generator).tolist()]
+    left, right = " ".join([*words[:34], "spoilt"]), " ".join(["spoilt", *words[26:]])
+    assert merge_transcripts(left, right) == " ".join(words)
+
+
+class Reader:
+    """A model that reads the first code of every reconstruction frame out, one word for each five frames."""
+
+    class generation_config:  # noqa: N801
+        max_new_tokens = 40
+
+    def __init__(self, config, tokenizer):
+        self.config, self.tokenizer, self.batches = config, tokenizer, []
+
+    def generate(self, input_ids, max_new_tokens, **inputs):
+        self.batches.append(len(input_ids))
+        texts = []
+        for rows in input_ids:
+            codes = rows[:, 0] - self.config.reasoning_vocab_size
+            codes = codes[(rows[:, -1] == 0) & (codes >= 0) & (codes < self.config.reconstruction_codebook_size)]
+            texts.append(" ".join(f"w{code}" for code in codes[::5].tolist()))
+        return self.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_long_recording_is_understood_in_chunks(model, processor, batch_size):
+    """Every word once and in order, with no chunk longer than the context."""
+    length = 23
+    reconstruction = torch.arange(length).repeat_interleave(5).repeat(8, 1)
+    codes = AudioCodes(torch.zeros(8, 2 * length, dtype=torch.long), reconstruction)
+    reader = Reader(model.config, processor.tokenizer)
+    options = {"chunk_seconds": 2.8, "overlap_seconds": 0.8, "batch_size": batch_size, "max_new_tokens": 30}
+    text = transcribe_long(reader, processor, codes, **options)
+    assert text.split() == [f"w{number}" for number in range(length)]
+    assert reader.batches == ([1] * 5 if batch_size == 1 else [3, 2])
+    # In one go if it fits.
+    reader.batches.clear()
+    assert transcribe_long(reader, processor, codes).split() == text.split() and reader.batches == [1]
+
+
+def test_recordings_longer_than_the_context(model, processor, tone, monkeypatch):
+    """By default the chunks are as long as the context that the model was trained on allows."""
+    monkeypatch.setattr(model.config, "trained_context_length", 120)
+    lengths = []
+    handle = model.model.register_forward_hook(lambda _m, _a, output: lengths.append(output[0].shape[1]))
+    text = transcribe_long(model, processor, tone(seconds=6.0), RATE, overlap_seconds=0.8, max_new_tokens=10)
+    handle.remove()
+    prompts = [length for length in lengths if length > 1]
+    assert isinstance(text, str) and len(prompts) > 1
+    assert 110 - 7 < max(prompts) <= 110
+    with pytest.raises(ValueError, match=r"longer than the overlap \(4.0 s\) and at most .* got 2 s"):
+        transcribe_long(model, processor, tone(seconds=6.0), RATE, chunk_seconds=2.0, max_new_tokens=10)
+    with pytest.raises(ValueError, match="120 rows holds beside 100"):
+        transcribe_long(model, processor, tone(), RATE, max_new_tokens=100)
+
+
+# --- Pieces of a text ---
+
+
+def test_sentences_are_kept_whole():
+    text = 'It costs 3.5 dollars. "Really?" he said. No! Then we left.'
+    assert split_sentences(text) == [text]
+    assert split_sentences(text, 1.4) == ["It costs 3.5 dollars.", '"Really?" he said.', "No! Then we left."]
+    assert split_sentences("今天天气很好。我们去公园吧！你呢？", 2.0) == ["今天天气很好。", "我们去公园吧！", "你呢？"]
+    assert split_sentences("One line\nand another", 1.0) == ["One line", "and another"]
+    assert split_sentences("  ...  ") == []
+
+
+def test_long_sentences_are_cut_at_commas_then_between_words_then_anywhere():
+    assert split_sentences("first this, then that, and more", 0.8) == ["first this,", "then that,", "and more"]
+    assert split_sentences("alpha beta gamma delta", 0.8) == ["alpha beta", "gamma delta"]
+    assert split_sentences("今天，天气很好", 1.25) == ["今天，", "天气很好"]
+    assert split_sentences("a" * 40, 1.0) == ["a" * 15, "a" * 15, "a" * 10]
+    with pytest.raises(ValueError, match="positive, got 0"):
+        split_sentences("a", 0)
+
+
+def test_no_word_is_lost():
+    text = "Some words, and others; 3.5 of them. 今天天气很好，我们去公园吧！ Yes? " * 5
+    for seconds in (0.3, 0.7, 1.5, 4.0, 20.0):
+        pieces = split_sentences(text, seconds)
+        assert re.sub(r"\W", "", "".join(pieces)) == re.sub(r"\W", "", text)
+
+
+# --- Seams ---
+
+
+def loudness_steps(waveform: torch.Tensor) -> torch.Tensor:
+    """Changes of loudness between neighbouring 20 ms, in decibels above a floor of silence."""
+    frames = waveform[: len(waveform) // 480 * 480].reshape(-1, 480)
+    return (10 * torch.log10(frames.square().mean(dim=1) + 1e-5)).diff().abs()
+
+
+def check_seam(waveform: torch.Tensor, seams: list[int], reach: int) -> None:
+    """At seams neither samples nor loudness jump more than elsewhere; a tenth is for chance, both being maxima."""
+    is_seam = torch.zeros(len(waveform), dtype=torch.bool)
+    for seam in seams:
+        is_seam[max(seam - reach, 0) : seam + reach] = True
+    differences, steps = waveform.diff().abs(), loudness_steps(waveform)
+    at_seam = is_seam[480 : (len(steps) + 1) * 480 : 480]
+    assert differences[is_seam[1:]].max() <= 1.1 * differences[~is_seam[1:]].max()
+    assert steps[at_seam].max() <= 1.1 * steps[~at_seam].max()
+
+
+def noise(seconds: float, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(round(seconds * RATE), generator=generator)
+
+
+def syllables(seconds: float, pitch: float) -> torch.Tensor:
+    """A tone that comes and goes three times a second, with a breath of noise."""
+    times = torch.arange(round(seconds * RATE)) / RATE
+    return (times * 3 * math.pi).sin().square() * (2 * math.pi * pitch * times).sin() * 0.5 + noise(seconds, 1) / 100
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [noise(2.0, 1), noise(2.5, 2), noise(2.0, 3)],  # as loud at the edges as anywhere
+        [syllables(1.0, 200.0), syllables(1.15, 210.0), syllables(1.3, 190.0)],  # cut off in a syllable
+    ],
+)
+def test_pieces_join_without_a_seam(pieces):
+    joined = join_waveforms(pieces, RATE)
+    whole = sum(len(piece) for piece in pieces)
+    assert whole - 2 * 0.5 * RATE <= len(joined) <= whole - 2 * 0.1 * RATE
+    check_seam(joined, [len(pieces[0]) - 3600, len(joined) - len(pieces[2]) + 3600], reach=4800)
+
+
+def test_joining_keeps_what_is_not_near_a_seam():
+    first, second = syllables(1.0, 200.0), syllables(1.2, 300.0)
+    joined = join_waveforms([first, torch.zeros(0), second], RATE)
+    assert torch.equal(joined[: len(first) - 7200], first[:-7200])
+    assert torch.equal(joined[-len(second) + 7200 :], second[7200:])
+    assert torch.equal(join_waveforms([first]), first) and join_waveforms([]).shape == (0,)
+    assert len(join_waveforms([torch.ones(1), torch.ones(3)])) == 4  # too short to fade
+    silence = torch.zeros(RATE)
+    assert not join_waveforms([silence, silence]).any()
+
+
+def test_windows_of_the_codec_join_without_a_seam(codec, codes):
+    """Samples and loudness where two windows meet, and inside them."""
+    reconstruction = torch.cat([codes(seconds=4.0, seed=seed)[1] for seed in range(2)], dim=1)
+    audio = codec.decode(
+        reconstruction[None], window_seconds=1.28, generator=torch.Generator().manual_seed(0)
+    ).audio_values[0, 0]
+    audio = audio / audio.std() * 0.1
+    check_seam(audio, list(range(12 * 1920, len(audio), 12 * 1920)), reach=480)
+
+
+# --- Speech for a long text ---
+
+
+def test_each_piece_sounds_as_alone_and_begins_with_the_same_numbers(model, processor):
+    options = {"max_duration": 0.4, "min_duration": 0.4, "do_sample": True}
+    speech = speak_long(model, processor, "one. two. three.", piece_seconds=0.45, seed=7, batch_size=2, **options)
+    waveforms = []
+    for piece in ("one.", "two.", "three."):
+        generator = torch.Generator().manual_seed(7)
+        output = model.generate(**processor(piece), **options, generator=generator, return_dict_in_generate=True)
+        waveforms += processor.decode(output, generator=generator)
+    torch.testing.assert_close(speech, join_waveforms(waveforms, RATE), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no text"):
+        speak_long(model, processor, " ... ")
+
+
+def test_a_checkpoint_that_can_follows_the_voice_of_the_first_piece(model, processor, codes, monkeypatch):
+    """The prompts of the others hold its codes; those of all pieces hold a voice that is given."""
+    options = {"max_duration": 0.4, "min_duration": 0.4, "piece_seconds": 0.45, "batch_size": 2}
+    calls = []
+
+    class Watched:
+        def __call__(self, *args, **kwargs):
+            calls.append(kwargs)
+            return processor(*args, **kwargs)
+
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+    monkeypatch.setattr(model.config, "tasks", ("TTS", "prompt_instruct_tts"))
+    speak_long(model, Watched(), "one. two. three. four.", **options)
+    assert [(call["task"], call["text"]) for call in calls] == [
+        ("TTS", ["one."]),
+        ("prompt_instruct_tts", ["two.", "three."]),
+        ("prompt_instruct_tts", ["four."]),
+    ]
+    first = model.generate(**processor("one."), max_duration=0.4, min_duration=0.4, return_dict_in_generate=True)
+    for call in calls[1:]:
+        assert torch.equal(call["audio_prompt"].reconstruction_codes, first.reconstruction_codes[0])
+
+    calls.clear()
+    speak_long(model, Watched(), "one. two.", audio_prompt=codes(), caption="slowly", **options)
+    assert [(call["task"], call["caption"]) for call in calls] == [("prompt_instruct_tts", "slowly")]

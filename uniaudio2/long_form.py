@@ -1,0 +1,306 @@
+"""Recordings and texts that are longer than what the language model hears or says at once."""
+
+# ruff: noqa: RUF001  (typographic and Chinese punctuation)
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .processing.rows import AudioCodes
+
+# Both streams have whole frames in 0.4 s: two of reasoning, five of reconstruction.
+UNIT_SECONDS, UNIT_REASONING, UNIT_RECONSTRUCTION = 0.4, 2, 5
+# Rows kept for an answer in text if neither the call nor the checkpoint limits it.
+DEFAULT_ANSWER_ROWS = 448
+
+VOICE_TASK = "prompt_instruct_tts"
+# The task wants a description too; the voice is in the recording.
+NEUTRAL_CAPTION = "The voice of the recording."
+
+# One character of Chinese, Japanese or Korean: a word as far as pieces of text are concerned.
+WIDE = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+WORD = re.compile(rf"{WIDE}|(?:(?!{WIDE})[\w'’])+")
+# Where a text may be cut, the best places first. Cuts are behind the match.
+BOUNDARIES = (
+    re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)\s*|[。！？…]+[”’」』）]*\s*|\n+"""),
+    re.compile(r"[,;:]+(?=\s)\s*|[，；：、]+\s*|\s+[–—-]\s+"),
+    re.compile(rf"\s+|(?<={WIDE})"),
+    re.compile(r"(?<=.)", re.DOTALL),
+)
+# Roughly how many characters are said in a second.
+LETTERS_PER_SECOND, WIDE_PER_SECOND = 15.0, 4.0
+
+
+# Long recordings to text
+
+
+def transcribe_long(
+    model: Any,
+    processor: Any,
+    audio: Any,
+    sampling_rate: int | None = None,
+    task: str = "ASR",
+    chunk_seconds: float | None = None,
+    overlap_seconds: float = 4.0,
+    batch_size: int = 1,
+    **generate_options,
+) -> str:
+    """
+    The text of a recording of any length.
+
+    The codec encodes the whole recording. Where its rows and the answer would not fit into the context that the model
+    was trained on, the codes are cut into chunks that overlap, and the texts of the chunks are joined where they say
+    the same ([`merge_transcripts`]).
+
+    Args:
+        model ([`UniAudio2ForConditionalGeneration`]): The language model.
+        processor ([`UniAudio2Processor`]): Its processor, with the codec.
+        audio (recording or [`AudioCodes`]): As in [`~UniAudio2Processor.__call__`].
+        sampling_rate (`int`, *optional*): Rate of a waveform in hertz.
+        task (`str`, *optional*, defaults to `"ASR"`): A task from a recording alone to text.
+        chunk_seconds (`float`, *optional*): Longest chunk; by default what fits into `trained_context_length`.
+        overlap_seconds (`float`, *optional*, defaults to 4.0): What a chunk repeats of the one before.
+        batch_size (`int`, *optional*, defaults to 1): Chunks that are understood together.
+        generate_options: Options of [`~UniAudio2GenerationMixin.generate`]. `max_new_tokens` is per chunk.
+
+    Raises:
+        ValueError: If a chunk is not longer than the overlap, or longer than the context.
+    """
+    codes = audio if isinstance(audio, AudioCodes) else processor.encode_audio([audio], sampling_rate)[0]
+    if generate_options.get("max_new_tokens") is None:
+        generate_options["max_new_tokens"] = model.generation_config.max_new_tokens or DEFAULT_ANSWER_ROWS
+    num_units = math.ceil(codes.reconstruction_codes.shape[1] / UNIT_RECONSTRUCTION)
+    most = _units_in_context(model, processor, codes, task, generate_options["max_new_tokens"])
+    chunk = most if chunk_seconds is None else int(chunk_seconds / UNIT_SECONDS + 1e-6)
+    overlap = math.ceil(overlap_seconds / UNIT_SECONDS - 1e-6)
+    if not 0 <= overlap < chunk <= most:
+        raise ValueError(
+            f"A chunk must be longer than the overlap ({overlap_seconds} s) and at most {most * UNIT_SECONDS:g} s, "
+            f"what the context of {model.config.trained_context_length} rows holds beside "
+            f"{generate_options['max_new_tokens']} of the answer; got {chunk * UNIT_SECONDS:g} s."
+        )
+    chunks = [_cut_codes(codes, start, end, num_units) for start, end in plan_chunks(num_units, chunk, overlap)]
+    texts = []
+    for first in range(0, len(chunks), batch_size):
+        inputs = processor(audio=chunks[first : first + batch_size], task=task)
+        texts += processor.batch_decode(model.generate(**inputs, **generate_options))
+    text = texts[0]
+    for following in texts[1:]:
+        text = merge_transcripts(text, following)
+    return text
+
+
+def plan_chunks(length: int, chunk: int, overlap: int) -> list[tuple[int, int]]:
+    """Start and end of chunks over `length` units; each begins `overlap` units before the end of the one before."""
+    starts = range(0, max(length - overlap, 1), chunk - overlap)
+    return [(start, min(start + chunk, length)) for start in starts]
+
+
+def merge_transcripts(left: str, right: str) -> str:
+    """
+    Join the texts of two chunks that overlap.
+
+    Words (characters in Chinese, Japanese and Korean) are compared without case and punctuation. The texts are joined
+    at the longest run of words that the end of `left` and the start of `right` have in common. What `left` has after
+    the run and `right` before it was heard at the edge of a chunk and is dropped, so a run counts for less by as much:
+    twice its length, less what is dropped. Of equal ones the longer is taken. If no run is worth more than it costs,
+    nothing was said twice, and the texts follow one another. A single character is no run.
+
+    Args:
+        left, right (`str`): The texts, in the order of the recording.
+    """
+    left_words, right_words = list(WORD.finditer(left)), list(WORD.finditer(right))
+    left_keys = [word.group().casefold() for word in left_words]
+    right_keys = [word.group().casefold() for word in right_words]
+    best_value, best_length, cut = 0, 0, None
+    lengths = [0] * (len(right_keys) + 1)  # of the runs that end with the left word before
+    for left_end, left_key in enumerate(left_keys, start=1):
+        longer = [0] * len(lengths)
+        for right_end, right_key in enumerate(right_keys, start=1):
+            if left_key == right_key:
+                length = longer[right_end] = lengths[right_end - 1] + 1
+                if length == 1 and re.fullmatch(WIDE, left_key):
+                    continue
+                value = 2 * length - (len(left_keys) - left_end) - (right_end - length)
+                if value > best_value or (value == best_value and cut is not None and length > best_length):
+                    best_value, best_length = value, length
+                    cut = left_words[left_end - 1].end(), right_words[right_end - 1].end()
+        lengths = longer
+    if cut is not None:
+        return left[: cut[0]] + right[cut[1] :]
+    left, right = left.rstrip(), right.lstrip()
+    is_wide = bool(left and right and (re.match(WIDE, right[0]) or re.match(WIDE, left[-1])))
+    return left + ("" if is_wide or not left or not right else " ") + right
+
+
+def _units_in_context(model: Any, processor: Any, codes: AudioCodes, task: str, answer_rows: int) -> int:
+    """The most units of 0.4 s that fit into the context beside the rest of the prompt and the answer."""
+    probe = _cut_codes(codes, 0, 1, math.inf)
+    num_codes = probe.reasoning_codes.shape[1] + probe.reconstruction_codes.shape[1]
+    num_other_rows = processor(audio=probe, task=task)["input_ids"].shape[1] - num_codes
+    room = model.config.trained_context_length - num_other_rows - answer_rows
+    return room // (UNIT_REASONING + UNIT_RECONSTRUCTION)
+
+
+def _cut_codes(codes: AudioCodes, start: int, end: int, num_units: float) -> AudioCodes:
+    """Units of both streams; the last chunk has all frames that there are."""
+    stops = (None, None) if end >= num_units else (end * UNIT_REASONING, end * UNIT_RECONSTRUCTION)
+    return AudioCodes(
+        codes.reasoning_codes[:, start * UNIT_REASONING : stops[0]],
+        codes.reconstruction_codes[:, start * UNIT_RECONSTRUCTION : stops[1]],
+    )
+
+
+# Long texts to speech
+
+
+def speak_long(
+    model: Any,
+    processor: Any,
+    text: str,
+    task: str = "TTS",
+    audio_prompt: Any = None,
+    caption: str | None = None,
+    piece_seconds: float = 12.0,
+    seed: int = 0,
+    batch_size: int = 4,
+    decode_options: Mapping[str, Any] | None = None,
+    **generate_options,
+) -> torch.Tensor:
+    """
+    Speech for a text of any length, in one voice.
+
+    The text is cut into pieces of whole sentences ([`split_sentences`]), each is spoken by itself, and the sounds are
+    joined where they are quietest ([`join_waveforms`]). The voice is that of `audio_prompt`. Without one, a checkpoint
+    that was trained to follow a recorded voice (the task `prompt_instruct_tts`) follows the first piece; with any
+    other checkpoint all pieces begin with the same random numbers, which makes their voices alike and not the same.
+
+    Args:
+        model ([`UniAudio2ForConditionalGeneration`]): The language model.
+        processor ([`UniAudio2Processor`]): Its processor, with the codec.
+        text (`str`): What is spoken.
+        task (`str`, *optional*, defaults to `"TTS"`):
+            The task of the pieces that follow no recorded voice: `"TTS"`, `"Yue_TTS"` or `"InstructTTS"`.
+        audio_prompt (recording, *optional*): A voice to speak in, as in [`~UniAudio2Processor.__call__`].
+        caption (`str`, *optional*): A description of the voice or the style, for the tasks that take one.
+        piece_seconds (`float`, *optional*, defaults to 12.0): Roughly the longest piece.
+        seed (`int`, *optional*, defaults to 0): Of the random numbers of every piece.
+        batch_size (`int`, *optional*, defaults to 4): Pieces that are spoken together.
+        decode_options (`Mapping[str, Any]`, *optional*): Options of the codec's `decode`.
+        generate_options: Options of [`~UniAudio2GenerationMixin.generate`] for audio answers.
+
+    Returns:
+        `torch.Tensor` of shape `(samples,)`, float32, on the CPU.
+    """
+    pieces = split_sentences(text, piece_seconds)
+    if not pieces:
+        raise ValueError("There is no text to speak.")
+    follows_first = audio_prompt is None and VOICE_TASK in (model.config.tasks or ())
+    waveforms = []
+    while len(waveforms) < len(pieces):
+        # The first piece is alone where the others follow its voice.
+        size = 1 if follows_first and audio_prompt is None else batch_size
+        batch = pieces[len(waveforms) : len(waveforms) + size]
+        if audio_prompt is None:
+            inputs = processor(text=batch, task=task, caption=caption)
+        else:
+            inputs = processor(
+                text=batch, task=VOICE_TASK, caption=caption or NEUTRAL_CAPTION, audio_prompt=audio_prompt
+            )
+        generators = [torch.Generator().manual_seed(seed) for _ in batch]
+        options = {**generate_options, "generator": generators, "return_dict_in_generate": True}
+        output = model.generate(**inputs, **options)
+        waveforms += processor.decode(output, generator=generators, **(decode_options or {}))
+        if follows_first and audio_prompt is None and output.reconstruction_codes[0].shape[1] > 0:
+            audio_prompt = AudioCodes(reconstruction_codes=output.reconstruction_codes[0].cpu())
+    return join_waveforms(waveforms, processor.feature_extractor.sampling_rate)
+
+
+def split_sentences(text: str, max_seconds: float = 12.0) -> list[str]:
+    """
+    Cut a text into pieces that take about `max_seconds` or less to say, at the ends of sentences if possible.
+
+    Sentences that fit are kept together. One that is too long is cut at commas, then between words, then anywhere.
+    Latin and Chinese punctuation are known; a full stop ends a sentence only before a space, so `3.5` is whole.
+
+    Args:
+        text (`str`): The text.
+        max_seconds (`float`, *optional*, defaults to 12.0): Longest piece, by an average rate of speech.
+    """
+    if not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive, got {max_seconds}.")
+    pieces: list[str] = []
+    for part in _cut_text(text.strip(), max_seconds, BOUNDARIES):
+        if pieces and _seconds(pieces[-1] + part) <= max_seconds:
+            pieces[-1] += part
+        else:
+            pieces.append(part)
+    return [piece.strip() for piece in pieces if WORD.search(piece)]
+
+
+def join_waveforms(
+    waveforms: Sequence[torch.Tensor],
+    sampling_rate: int = 24_000,
+    fade_seconds: float = 0.1,
+    search_seconds: float = 0.2,
+) -> torch.Tensor:
+    """
+    Put waveforms one after the other without a seam.
+
+    At each seam both sides are cut where they are quietest, at most `search_seconds` from the edge, and cross-faded
+    with constant power.
+
+    Args:
+        waveforms (`Sequence[torch.Tensor]`): Waveforms of shape `(samples,)`; empty ones are left out.
+        sampling_rate (`int`, *optional*, defaults to 24000): Their rate in hertz.
+        fade_seconds (`float`, *optional*, defaults to 0.1): Length of a cross-fade.
+        search_seconds (`float`, *optional*, defaults to 0.2): How far from its edge a side may be cut.
+    """
+    waveforms = [waveform for waveform in waveforms if len(waveform) > 0]
+    if not waveforms:
+        return torch.zeros(0)
+    fade, search = round(fade_seconds * sampling_rate), round(search_seconds * sampling_rate)
+    joined = [waveforms[0]]
+    for right in waveforms[1:]:
+        left = joined.pop()
+        # Neither side may lose more than it has.
+        faded = min(fade, len(left) // 2, len(right) // 2)
+        if faded > 0:
+            left = left[: len(left) - _quietest(left.flip(0), faded, search)]
+            right = right[_quietest(right, faded, search) :]
+        angles = torch.linspace(0, math.pi / 2, faded + 2, device=left.device)[1:-1]
+        start = len(left) - faded
+        joined += [left[:start], left[start:] * angles.cos() + right[:faded] * angles.sin(), right[faded:]]
+    return torch.cat(joined)
+
+
+def _quietest(waveform: torch.Tensor, length: int, search: int) -> int:
+    """Where in the first `search` samples the quietest stretch of `length` samples begins, near the start if equal."""
+    # The other half is for the other seam of the waveform.
+    stretch = waveform[: min(search + length, max(len(waveform) // 2, length))]
+    energies = stretch.double().square().cumsum(0)
+    energies = energies[length - 1 :] - torch.nn.functional.pad(energies[:-length], (1, 0))
+    return int(energies.argmin())
+
+
+def _cut_text(text: str, max_seconds: float, boundaries: Sequence[re.Pattern]) -> list[str]:
+    """Parts that fit, cut at the first kinds of boundaries as long as these suffice."""
+    if _seconds(text) <= max_seconds or not boundaries:
+        return [text]
+    ends = [match.end() for match in boundaries[0].finditer(text)]
+    ends = sorted({0, len(text), *ends})
+    parts = [text[start:end] for start, end in itertools.pairwise(ends)]
+    return [piece for part in parts for piece in _cut_text(part, max_seconds, boundaries[1:])]
+
+
+def _seconds(text: str) -> float:
+    """How long it takes to say a text, roughly."""
+    num_wide = len(re.findall(WIDE, text))
+    return num_wide / WIDE_PER_SECOND + (len(text.strip()) - num_wide) / LETTERS_PER_SECOND
+
+
+__all__ = ["join_waveforms", "merge_transcripts", "plan_chunks", "speak_long", "split_sentences", "transcribe_long"]
