@@ -1,16 +1,21 @@
 """The command line: what goes to stdout, what goes to files, and how mistakes end."""
 
+import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.torch import load_file, save_file
 
-from uniaudio2 import TINY
+from uniaudio2 import TASKS, TINY, UniAudio2Processor
 from uniaudio2.cli import main
+from uniaudio2.commands.codes_file import load_codes, save_codes
+from uniaudio2.processing import AudioCodes, read_provenance
 
 RATE = 24_000
 
@@ -22,6 +27,16 @@ def recording(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def short_model_folder(model_folder, tmp_path_factory):
+    """The model with positions for 512 rows and no more."""
+    folder = tmp_path_factory.mktemp("short") / "model"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
+    return folder
+
+
 def run(capsys, *arguments):
     """Exit status, stdout and stderr of `uniaudio2 ...`."""
     status = main([str(argument) for argument in arguments])
@@ -31,13 +46,19 @@ def run(capsys, *arguments):
 
 def test_speaking_writes_a_waveform_and_nothing_to_stdout(capsys, model_folder, tmp_path):
     output = tmp_path / "out.wav"
-    status, out, _ = run(
+    # At the maximum the answer ends, however little the model is inclined to.
+    status, out, err = run(
         capsys, "run", "--task", "TTS", "--text", "seven", "--output", output, "--model", model_folder,
-        "--max-new-tokens", 40, "--temperature", 1.0, "--device", "cpu",
+        "--max-duration", 3, "--temperature", 1.0, "--device", "cpu",
     )  # fmt: skip
-    # A random model may end without a frame of sound, which is an error in one line.
-    assert (status, out) == (0, "") or status == 2
-    assert output.exists() == (status == 0)
+    assert (status, out) == (0, ""), err
+    waveform, rate = soundfile.read(output)
+    assert rate == RATE and 0 < len(waveform) <= 3 * RATE and len(waveform) % (RATE // 12.5) == 0
+    assert np.abs(waveform).max() > 0
+    facts = read_provenance(output)
+    assert facts["model"] == model_folder.name and facts["task"] == "TTS"
+    status, out, _ = run(capsys, "info", output)
+    assert status == 0 and f"{len(waveform) / rate:.2f} s, 24000 Hz" in out and "trainedAlgorithmicMedia" in out
 
 
 def test_transcribing_prints_only_the_text(capsys, model_folder, recording):
@@ -59,6 +80,68 @@ def test_reconstruction_is_as_long_as_the_recording_and_repeatable(capsys, model
     assert np.array_equal(*waveforms)
 
 
+def test_codes_go_in_and_come_out(capsys, model_folder, recording, codes, tmp_path):
+    given, answer = tmp_path / "given.safetensors", tmp_path / "answer.safetensors"
+    save_codes(AudioCodes(*codes()), given)
+    spoken = ["run", "--text", "seven", "--output", answer, "--max-duration", 3, "--temperature", 1]
+    model = ["--model", model_folder, "--device", "cpu"]
+    # The reasoning is taken over, from codes or from a recording, and the sound is new.
+    status, out, err = run(capsys, *spoken, "--reasoning", given, *model)
+    assert (status, out) == (0, ""), err
+    assert torch.equal(load_codes(answer).reasoning_codes, codes()[0])
+    assert 0 < load_codes(answer).reconstruction_codes.shape[1] <= 37
+    status, _, err = run(capsys, *spoken, "--reasoning", recording, *model)
+    assert status == 0 and load_codes(answer).reasoning_codes.shape == (8, 5), err
+    # Codes are listened to like the recording they are of.
+    save_codes(UniAudio2Processor.from_pretrained(model_folder).encode_audio(recording)[0], given)
+    heard = [run(capsys, "run", "--audio", name, "--max-new-tokens", 3, *model) for name in (given, recording)]
+    assert [status for status, *_ in heard] == [0, 0] and heard[0][1] == heard[1][1]
+
+
+def test_a_conversation_comes_from_a_file_and_its_recordings_lie_beside_it(capsys, model_folder, recording, tmp_path):
+    shutil.copy(recording, tmp_path / "first.wav")
+    shutil.copy(recording, tmp_path / "second.wav")
+    question = {"type": "text", "text": "Which emotion?"}
+    asked = {"role": "user", "content": [question, {"type": "audio", "path": "second.wav"}]}
+    shown = {"role": "user", "content": [question, {"type": "audio", "audio": "first.wav"}]}
+    short = ["--model", model_folder, "--device", "cpu", "--max-new-tokens", 3]
+
+    def answer(messages):
+        (tmp_path / "chat.json").write_text(json.dumps(messages))
+        status, out, err = run(capsys, "run", "--conversation", tmp_path / "chat.json", *short)
+        assert status == 0, err
+        return out
+
+    alone = answer([asked])
+    status, out, _ = run(capsys, "run", "--question", "Which emotion?", "--audio", recording, *short)
+    assert (status, out) == (0, alone)
+    answer([shown, {"role": "assistant", "content": "calm"}, asked])
+    answer([asked, {"role": "assistant", "content": "it sounds"}])  # is continued
+    codes = UniAudio2Processor.from_pretrained(model_folder).encode_audio(recording)[0]
+    save_codes(codes, tmp_path / "second.safetensors")
+    asked["content"][1]["path"] = "second.safetensors"
+    assert answer([asked]) == alone
+
+
+def test_the_tasks_are_listed_with_what_they_need(capsys):
+    status, out, _ = run(capsys, "tasks")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert status == 0 and list(lines) == list(TASKS)
+    assert "--audio-prompt --caption --text" in lines["prompt_instruct_tts"]
+    assert "2 recordings" in lines["speech_ss"] and "training" in lines["audio_only"]
+
+
+def test_asking_for_what_the_checkpoint_does_not_know_warns(capsys, model_folder, tmp_path, caplog):
+    knowing = tmp_path / "model"
+    shutil.copytree(model_folder, knowing)
+    config = json.loads((knowing / "config.json").read_text())
+    (knowing / "config.json").write_text(json.dumps({**config, "tasks": ["TTS"]}))
+    status, _, _ = run(
+        capsys, "run", "--task", "text_only", "--text", "one", "--model", knowing, "--max-new-tokens", 1
+    )
+    assert status == 0 and caplog.text.count("not trained on text_only") == 1
+
+
 def test_info_fits_on_a_screen(capsys, model_folder):
     status, out, _ = run(capsys, "info", model_folder)
     assert status == 0
@@ -72,6 +155,27 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["run", "--task", "Sing", "--text", "la"], "Unknown task 'Sing'"),
         (["run", "--task", "TTS", "--text", "  ", "--output", "out.wav"], "empty"),
         (["run", "--task", "TTS", "--text", "seven"], "--output"),
+        (["run", "--task", "InstructTTS", "--text", "seven", "--output", "out.wav"], "'caption' is missing"),
+        (["run", "--task", "audio_understanding", "--audio", "tone.wav"], "'question' is missing"),
+        (["run", "--task", "TTS", "--audio", "tone.wav", "--output", "out.wav"], "is what TTS answers"),
+        (["run", "--task", "ASR", "--text", "seven"], "is what ASR answers"),
+        (["run", "--task", "ASR", "--audio", "seven three nine"], "Texts go in `text`"),
+        (["run", "--task", "audio_only", "--audio", "tone.wav", "--output", "out.wav"], "for training only"),
+        (["run", "--task", "TTS", "--text", "long", "--output", "out.wav"], "leaves no room"),
+        (["run", "--audio", "http://127.0.0.1:9/in.wav"], "cannot be downloaded"),
+        (["run", "--audio", "text.safetensors"], "cannot be read as codes"),
+        (["run", "--audio", "missing.safetensors"], "missing.safetensors"),
+        (["run", "--task", "reason_copy", "--audio", "tone.wav", "--output", "out.wav"], ".safetensors"),
+        (["run", "--task", "speech_ss", "--audio", "tone.wav", "--output", "out.safetensors"], "2 recordings"),
+        (["run", "--audio", "tone.wav", "--reasoning", "tone.wav"], "answers with text"),
+        (["run", "--text", "one", "--output", "out.wav", "--reasoning", "missing.wav"], "missing.wav"),
+        (["run", "--conversation", "chat.json", "--text", "seven"], "leave the other inputs out"),
+        (["run", "--conversation", "missing.json"], "missing.json"),
+        (["run", "--conversation", "text.wav"], "cannot be read as JSON"),
+        (["run", "--conversation", "object.json"], "must hold a list of messages"),
+        (["run", "--conversation", "empty.json"], "no user message"),
+        (["run", "--conversation", "chat.json"], "missing.wav"),
+        (["info", "text.wav"], "cannot be read as audio"),
         (["run", "--task", "TTS", "--text", "seven", "--output", "out.mp4"], ".wav"),
         (["run", "--task", "TTS", "--text", "seven", "--output", "no/such/folder/out.wav"], "does not exist"),
         (["run", "--task", "ASR", "--audio", "missing.wav"], "missing.wav"),
@@ -82,15 +186,30 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["info", "no/such/model"], "no/such/model"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_two(capsys, model_folder, tmp_path, monkeypatch, arguments, message):
+def test_a_mistake_is_one_line_and_status_two(
+    capsys, model_folder, short_model_folder, recording, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.wav").write_text("this is not audio")
+    shutil.copy(recording, "tone.wav")
+    asked = [{"role": "user", "content": [{"type": "audio", "path": "missing.wav"}]}]
+    for name, content in {
+        "text.wav": "this is not audio",
+        "text.safetensors": "these are not codes",
+        "chat.json": json.dumps(asked),
+        "object.json": "{}",
+        "empty.json": "[]",
+    }.items():
+        Path(name).write_text(content)
+    files = set(tmp_path.iterdir())
+    if "long" in arguments:
+        arguments = ["seven " * 1_000 if argument == "long" else argument for argument in arguments]
+        model_folder = short_model_folder
     model = [] if arguments[0] == "info" else ["--model", model_folder]
     status, out, err = run(capsys, *arguments, *model)
     assert (status, out) == (2, "")
     lines = [line for line in err.splitlines() if line.startswith("uniaudio2: error: ")]
     assert len(lines) == 1 and message in lines[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["text.wav"]
+    assert set(tmp_path.iterdir()) == files
 
 
 def test_a_model_folder_with_missing_tensors_is_refused(capsys, model_folder, tmp_path):
