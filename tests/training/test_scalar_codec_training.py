@@ -1,8 +1,10 @@
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from uniaudio2.modeling_uniaudio2.configuration_reasoning_codec import ScalarCodecConfig
 from uniaudio2.modeling_uniaudio2.modeling_scalar_codec import ScalarCodec
+from uniaudio2.training.discriminators import WaveformDiscriminators
 from uniaudio2.training.scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
 from uniaudio2.training.spectral_loss import MultiScaleSpectralLoss
 from uniaudio2.training.tiny import train
@@ -87,3 +89,97 @@ def test_the_encoder_can_be_left_alone():
     model(0.1 * torch.randn(2, 4800))["loss"].backward()
     assert all(p.grad is None for p in model.codec.encoder.parameters())
     assert all(p.grad is not None for p in model.codec.decoder.parameters())
+
+
+DISCRIMINATORS = {"window_sizes": [128, 512], "periods": [2, 3], "channels": 4}
+
+
+@pytest.fixture
+def adversarial_model():
+    return ScalarCodecForTraining(ScalarCodecConfig(**SMALL), **LOSS, discriminators=DISCRIMINATORS)
+
+
+def test_discriminator_losses_are_those_of_a_computation_by_hand():
+    discriminators = WaveformDiscriminators(**DISCRIMINATORS)
+    real, generated = 0.1 * torch.randn(2, 2401), 0.1 * torch.randn(2, 2401)
+    hinge, adversarial, feature = [], [], []
+    for member in discriminators.members:
+        (on_real, real_layers), (on_generated, layers) = member(real), member(generated)
+        hinge.append((1 - on_real).clamp(min=0).mean() + (1 + on_generated).clamp(min=0).mean())
+        adversarial.append(-on_generated.mean())
+        distances = [((a - b).abs().mean() / b.abs().mean()) for a, b in zip(layers, real_layers, strict=True)]
+        feature.append(sum(distances) / len(distances))
+    torch.testing.assert_close(discriminators.discriminator_loss(real, generated), sum(hinge) / 4)
+    found = discriminators.generator_losses(real, generated)
+    torch.testing.assert_close(torch.stack(found), torch.stack([sum(adversarial) / 4, sum(feature) / 4]))
+    assert discriminators.generator_losses(real, real)[1] == 0
+
+
+def test_each_player_learns_from_its_own_losses_alone(adversarial_model):
+    waveform = 0.1 * torch.randn(2, 4800)
+    torch.manual_seed(0)
+    output = adversarial_model(waveform)
+    output["loss"].backward()
+    found = {name: parameter.grad.clone() for name, parameter in adversarial_model.named_parameters()}
+
+    # The discriminators: from the hinge loss, and from nothing else.
+    adversarial_model.zero_grad()
+    adversarial_model.discriminators.discriminator_loss(waveform, output["audio_values"].detach()).backward()
+    for name, parameter in adversarial_model.discriminators.named_parameters():
+        torch.testing.assert_close(found[f"discriminators.{name}"], parameter.grad)
+
+    # The codec: from the three others.
+    adversarial_model.zero_grad()
+    torch.manual_seed(0)
+    adversarial_model.discriminators, discriminators = None, adversarial_model.discriminators
+    again = adversarial_model(waveform)
+    adversarial, feature = discriminators.generator_losses(waveform, again["audio_values"])
+    (again["loss"] + adversarial + 2.0 * feature).backward()
+    for name, parameter in adversarial_model.codec.named_parameters():
+        torch.testing.assert_close(found[f"codec.{name}"], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_without_discriminators_nothing_changes(adversarial_model):
+    waveform = 0.1 * torch.randn(2, 4800)
+    alone = ScalarCodecForTraining(ScalarCodecConfig(**SMALL), **LOSS)
+    alone.load_state_dict(
+        {name: value for name, value in adversarial_model.state_dict().items() if name.startswith("codec")}
+    )
+    torch.manual_seed(0)
+    expected = alone(waveform)
+    torch.manual_seed(0)
+    output = adversarial_model(waveform)
+    assert expected.keys() == {"loss", "audio_values"}
+    assert torch.equal(output["spectral_loss"], expected["loss"])
+    assert torch.equal(adversarial_model.eval()(waveform)["loss"], alone.eval()(waveform)["loss"])
+
+
+def test_adversarial_training_lowers_the_feature_loss_and_logs_its_parts(dataset, tmp_path):
+    model = ScalarCodecForTraining(
+        ScalarCodecConfig(**SMALL), **LOSS, train_encoder=False, discriminators=DISCRIMINATORS
+    )
+    collator = RandomCrops(4800)
+    scale_to_data(model.codec, collator(list(dataset))["waveform"][:, None])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = ScalarCodecTrainer(
+        model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=15,
+            learning_rate=3e-3,
+            logging_steps=5,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=dataset,
+        data_collator=collator,
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "spectral_loss" in entry]
+    for name in ("spectral_loss", "feature_loss", "discriminator_loss"):
+        assert logged[-1][name] < logged[0][name]
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"codec", "discriminators"}
+    assert not any(name.startswith("codec.encoder") for name in moved)

@@ -13,6 +13,7 @@ from ..modeling_uniaudio2.modeling_scalar_codec import (
     ScalarCodecConv1d,
     ScalarCodecConvTranspose1d,
 )
+from .discriminators import WaveformDiscriminators
 from .spectral_loss import MultiScaleSpectralLoss
 
 
@@ -28,6 +29,9 @@ class ScalarCodecForTraining(nn.Module):
         latent_noise (`float`): Standard deviation of the noise added to latents in training, so that the decoder
             forgives the small errors of a flow model.
         train_encoder (`bool`): Whether the encoder learns too.
+        discriminators (`dict`, *optional*): Arguments of
+            [`~uniaudio2.training.discriminators.WaveformDiscriminators`]. Without, the loss is the spectral one alone.
+        adversarial_weight, feature_weight (`float`): Of the discriminators' losses beside the spectral one.
     """
 
     def __init__(
@@ -36,15 +40,22 @@ class ScalarCodecForTraining(nn.Module):
         spectral: dict,
         latent_noise: float,
         train_encoder: bool = True,
+        discriminators: dict | None = None,
+        adversarial_weight: float = 1.0,
+        feature_weight: float = 2.0,
     ):
         super().__init__()
         self.codec = ScalarCodec(config)
         self.spectral_loss = MultiScaleSpectralLoss(config.sampling_rate, **spectral)
         self.latent_noise = latent_noise
         self.codec.encoder.requires_grad_(train_encoder)
+        self.discriminators = None if discriminators is None else WaveformDiscriminators(**discriminators)
+        self.adversarial_weight = adversarial_weight
+        self.feature_weight = feature_weight
 
     def forward(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`waveform` (`torch.FloatTensor` of shape `(batch_size, num_samples)`) -> `loss` and `audio_values`."""
+        """`waveform` (`torch.FloatTensor` of shape `(batch_size, num_samples)`) -> `loss`, in training with
+        discriminators its parts, and `audio_values`."""
         latents = self.codec.encode(waveform[:, None])
         rounding_error = (self.codec.quantize(latents) - latents).detach()
         if self.training:
@@ -53,20 +64,56 @@ class ScalarCodecForTraining(nn.Module):
         else:
             latents = latents + rounding_error
         generated = self.codec.decoder(latents)[:, 0, : waveform.shape[-1]]
-        return {"loss": self.spectral_loss(generated, waveform), "audio_values": generated}
+        loss = self.spectral_loss(generated, waveform)
+        if self.discriminators is None or not self.training:
+            return {"loss": loss, "audio_values": generated}
+        parts = {"spectral_loss": loss, **self._adversarial_losses(waveform, generated)}
+        loss = (
+            parts["spectral_loss"]
+            + self.adversarial_weight * parts["adversarial_loss"]
+            + self.feature_weight * parts["feature_loss"]
+            + parts["discriminator_loss"]
+        )
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, "audio_values": generated}
+
+    def _adversarial_losses(self, real: torch.Tensor, generated: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Both players in one backward pass: each loss has gradients for its own player alone.
+
+        An optimiser like Adam then moves each as an optimiser of its own would, and one step, one schedule and one
+        checkpoint do for both.
+        """
+        self.discriminators.requires_grad_(False)
+        adversarial, feature = self.discriminators.generator_losses(real, generated)
+        self.discriminators.requires_grad_(True)
+        return {
+            "adversarial_loss": adversarial,
+            "feature_loss": feature,
+            "discriminator_loss": self.discriminators.discriminator_loss(real, generated),
+        }
 
 
 class ScalarCodecTrainer(Trainer):
-    """[`~transformers.Trainer`] for [`ScalarCodecForTraining`] on [`~uniaudio2.training.waveforms.RandomCrops`]."""
+    """[`~transformers.Trainer`] for [`ScalarCodecForTraining`] on [`~uniaudio2.training.waveforms.RandomCrops`]; with
+    discriminators it logs the parts of the loss."""
 
     def __init__(self, model: ScalarCodecForTraining, **kwargs):
         super().__init__(model=model, **kwargs)
         # The columns of a corpus are not the arguments of forward: the collator chooses.
         self.args.remove_unused_columns = False
+        self.parts: dict[str, list[float]] = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(inputs["waveform"])
+        for name in outputs.keys() - {"loss", "audio_values"}:
+            self.parts.setdefault(name, []).append(outputs[name].item())
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self.parts.items()}
+            self.parts.clear()
+        super().log(logs, *args, **kwargs)
 
 
 @torch.no_grad()
