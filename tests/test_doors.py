@@ -233,3 +233,22 @@ def test_the_pipeline(model, processor, answering, values, task):
         assert item["sampling_rate"] == RATE and np.isfinite(item["audio"]).all()
         # Of two recordings the pipeline gives the last; `generate` gives both.
         assert item["audio"].shape == (FRAMES["reconstruction"] * SAMPLES_PER_FRAME,)
+
+
+def test_more_parts_than_the_context_holds(processor, model, codes, monkeypatch, caplog):
+    monkeypatch.setattr(model.config, "max_position_embeddings", 512)
+    monkeypatch.setattr(model.config, "trained_context_length", 256)
+
+    def answer(num_recordings):
+        reasoning, reconstruction = codes(1.0)
+        part = {"type": "audio", "reasoning_codes": reasoning, "reconstruction_codes": reconstruction}
+        asked = [{"role": "user", "content": [part] * num_recordings, "answer": "text"}]
+        inputs = processor.apply_chat_template(asked, tokenize=True, return_dict=True, add_generation_prompt=True)
+        return model.generate(**inputs, max_new_tokens=2)
+
+    answer(8)
+    assert "trained on at most" not in caplog.text
+    answer(16)
+    assert "trained on at most 256" in caplog.text
+    with pytest.raises(ValueError, match="leaves no room in the model's 512 positions"):
+        answer(32)
