@@ -155,7 +155,7 @@ def test_values_of_the_scalar_codec(name, folder, fails):
         ({"parallel_number": 8}, "parallel_number=8, but the tensor audio_head has 8 codebooks"),
         ({"reason_eos": 20}, "reasoning_eos_token_id"),
         ({"reason_eos": 16}, "`reason_bos` and `reason_eos` are both 16"),
-        ({"semantic_eos": "33"}, "reconstruction_eos_token_id"),
+        ({"semantic_eos": "33"}, "semantic_eos (reconstruction_eos_token_id) must be a whole number, but is '33'"),
         ({"text_pad_token": 3}, "text_pad_token=3"),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_killed_conversion_leaves_no_model_and_the_next_one_starts_clean(
     output = tmp_path / "model"
     arguments = [str(source), str(output), str(tokenizer_folder), *random_weights.options]
     process = subprocess.Popen([sys.executable, "-c", SLOW_CONVERSION, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
+    assert "writing\n" in process.stdout  # reads on until it comes
     with pytest.raises(ValueError, match="Another process is writing"):
         convert_release(source, output, tokenizer=tokenizer_folder, settings=random_weights.options)
     time.sleep(1)

@@ -69,6 +69,9 @@ def language_model_config(
         UniAudio2DepthDecoderConfig, overrides.get("language_model.depth_decoder_config", {}), "depth_decoder."
     )
     trunk.add_from_file(YAML_FIELDS, settings, YAML)
+    for field, name in YAML_FIELDS.items():
+        if type(trunk[field]) is not int:
+            raise ValueError(f"{YAML}: {name} ({field}) must be a whole number, but is {trunk[field]!r}.")
     for name, (value, origin) in text_ids.items():
         trunk.add(name, value, origin)
 
@@ -158,7 +161,7 @@ def _check_streams(trunk: ConfigValues, settings: Mapping[str, Any], ids: int) -
             f"{trunk['num_codebooks']} codebooks: with text these are {trunk['num_codebooks'] + 1} streams."
         )
     reasoning, reconstruction = trunk["reasoning_vocab_size"], trunk["reconstruction_vocab_size"]
-    if not all(isinstance(value, int) for value in (reasoning, reconstruction)) or reasoning + reconstruction != ids:
+    if reasoning + reconstruction != ids:
         raise ValueError(
             f"{YAML} says audio_reason_card={reasoning} and audio_semantic_card={reconstruction}, which must add up "
             f"to the {ids} ids of a codebook in the tensor audio_head."
