@@ -1,0 +1,220 @@
+"""From a suite to a report: predictions once, metrics from the manifest alone, the same numbers after a kill."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from uniaudio2.cli import main
+from uniaudio2.evaluation import evaluate
+from uniaudio2.evaluation.compare import as_table, compare
+from uniaudio2.evaluation.predict import Predictor
+from uniaudio2.evaluation.run import score_again
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, data_folder, definition, tmp_path_factory):
+    """A suite that has been run over all four items."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(yaml.safe_dump(definition()))
+    evaluate(str(folder / "small.yaml"), model=str(model_folder), data=str(data_folder), output=folder / "out")
+    return folder
+
+
+def numbers(folder, test="small/listening", speed=False):
+    """Scores by name, without those that measure time."""
+    summary = json.loads((folder / test / "scores.json").read_text())
+    return {
+        entry["score"]: (entry["value"], entry["low"], entry["high"], entry["per_item"])
+        for entry in summary["scores"]
+        if speed or entry["metric"] != "speed"
+    }
+
+
+def run(finished, folder, model_folder, data_folder, **options):
+    suite = str(finished / "small.yaml")
+    return evaluate(suite, model=str(model_folder), data=str(data_folder), output=folder, **options)
+
+
+def test_a_run_leaves_manifest_scores_and_report(finished):
+    out = finished / "out"
+    names = {path.name for path in out.iterdir()}
+    assert {"small", "report.md", "report.html", "model-index.yaml"} <= names
+    rows = [json.loads(line) for line in (out / "small/round-trip/predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["000000", "000001", "000002", "000003"]
+    for row in rows:
+        waveform, rate = soundfile.read(out / "small/round-trip" / row["answer"]["audio"])
+        assert rate == 24000 and len(waveform) == 9600 and row["seconds"] > 0
+    header = json.loads((out / "small/listening/run.json").read_text())
+    assert header["seed"] == 0 and header["versions"]["torch"] and header["generation"]["max_new_tokens"] == 5
+
+
+def test_kill_and_resume_end_with_the_same_numbers(finished, model_folder, data_folder, tmp_path, monkeypatch):
+    answer, asked = Predictor.answer, []
+
+    def dies_at_the_third(self, test, fields, shots, seed):
+        asked.append((test.name, seed))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(self, test, fields, shots, seed)
+
+    monkeypatch.setattr(Predictor, "answer", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(finished, tmp_path, model_folder, data_folder)
+    assert not (tmp_path / "small/listening/predictions.jsonl").exists()
+    run(finished, tmp_path, model_folder, data_folder)
+    # Only what was not done is asked again.
+    assert asked.count(("listening", 0)) == 1 and asked.count(("listening", 2)) == 2
+    for test in ("small/listening", "small/round-trip"):
+        assert numbers(tmp_path, test) == numbers(finished / "out", test)
+
+
+def test_a_limit_takes_the_first_items_and_may_grow(finished, model_folder, data_folder, tmp_path):
+    (first,) = run(finished, tmp_path, model_folder, data_folder, limit=1, tests=["listening"])
+    assert first["items"] == 1
+    run(finished, tmp_path, model_folder, data_folder, tests=["listening"])
+    assert numbers(tmp_path) == numbers(finished / "out")
+    (again,) = run(finished, tmp_path, model_folder, data_folder, limit=1, tests=["listening"])
+    assert again["items"] == 1
+
+
+def test_another_run_in_the_same_folder_is_refused(finished, model_folder, data_folder):
+    with pytest.raises(ValueError, match=r"another run.*seed was 0 and is 1"):
+        run(finished, finished / "out", model_folder, data_folder, seed=1)
+
+
+def test_a_failed_item_is_counted_and_the_others_go_on(finished, model_folder, data_folder, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(data_folder, broken)
+    (broken / "2.wav").write_text("this is not audio")
+    summaries = run(finished, tmp_path / "out", model_folder, broken)
+    listening, round_trip = summaries
+    assert list(listening["failed"]) == list(round_trip["failed"]) == ["000002"]
+    # Nothing was heard, so all its words are errors; a distance it cannot have, and says so.
+    assert listening["scores"][0]["per_item"]["000002"] == 1
+    mel = round_trip["scores"][0]
+    assert mel["items"] == 3 and "no audio" in mel["failures"]["000002"]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "1 items failed" in report and "3, 1 failed" in report
+
+
+class TestScoringAlone:
+    def test_from_the_manifest_the_numbers_are_the_same(self, finished, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(finished / "out", copy)
+        for name in ("listening", "round-trip"):
+            (copy / "small" / name / "scores.json").unlink()
+        score_again(copy, [str(finished / "small.yaml")])
+        assert numbers(copy, speed=True) == numbers(finished / "out", speed=True)
+
+    def test_another_systems_answers(self, finished, write_suite, tmp_path):
+        folder = tmp_path / "other"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"suite": "small", "test": "listening", "model": "other"}))
+        lines = [
+            {"id": str(i), "fields": {"text": "one two"}, "answer": text} for i, text in enumerate(("one", "one two"))
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (summary,) = score_again(folder, [write_suite()])
+        assert summary["scores"][0]["value"] == pytest.approx(0.25)
+        # It did not say how long it took: that is left out, with the reason.
+        assert [item["metric"] for item in summary["left_out"]] == ["speed"]
+
+    @pytest.mark.parametrize(
+        ("header", "lines", "message"),
+        [
+            ({"suite": "big", "test": "listening"}, [], "predictions of big/listening"),
+            ({"suite": "small", "test": "singing"}, [], "predictions of small/singing"),
+            ({"suite": "small", "test": "listening"}, [], "empty"),
+            ({"suite": "small", "test": "listening"}, [{"id": "0"}], "line 1"),
+            ({"suite": "small", "test": "listening"}, [{"id": "0", "fields": {}, "answer": "a"}], "no field 'text'"),
+        ],
+    )
+    def test_a_wrong_manifest_is_one_error(self, write_suite, tmp_path, header, lines, message):
+        folder = tmp_path / "wrong"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps(header))
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(ValueError, match=message):
+            score_again(folder, [write_suite()])
+
+    def test_no_predictions_are_an_error(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no run.json"):
+            score_again(tmp_path)
+
+
+class TestReport:
+    def test_the_table_has_published_numbers_and_peoples_scores(self, finished):
+        text = (finished / "out/report.md").read_text()
+        assert "2.71 UniAudio 2.0 (as reported)" in text
+        assert "scores by people, as reported" in text and "90.5" in text
+
+    def test_what_the_page_refers_to_is_there(self, finished):
+        import re
+
+        page = (finished / "out/report.html").read_text()
+        links = re.findall(r'src="([^"]+)"', page)
+        assert sum(link.endswith(".png") for link in links) >= 8 and "<audio" in page
+        for link in links:
+            assert (finished / "out" / link).is_file(), link
+
+    def test_model_card_entries(self, finished):
+        index = yaml.safe_load((finished / "out/model-index.yaml").read_text())["model-index"]
+        metrics = {m["type"]: m["value"] for result in index[0]["results"] for m in result["metrics"]}
+        value = numbers(finished / "out")["wer"][0]
+        assert metrics["wer"] == pytest.approx(100 * value, abs=1e-3)
+
+
+class TestCompare:
+    def test_a_run_with_itself_differs_by_nothing(self, finished):
+        for entry in compare(finished / "out", finished / "out"):
+            assert entry["difference"] == 0 and entry["low"] == entry["high"] == 0 and entry["p"] == 1
+
+    def test_a_clear_difference_is_found_on_the_items_that_both_have(self, finished, write_suite, tmp_path):
+        for name, answer in (("good", "one two three"), ("bad", "nine nine nine")):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "run.json").write_text(json.dumps({"suite": "small", "test": "listening"}))
+            count = 20 if name == "good" else 15
+            lines = [{"id": f"{i}", "fields": {"text": "one two three"}, "answer": answer} for i in range(count)]
+            (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            score_again(folder, [write_suite()])
+        entries = {entry["score"]: entry for entry in compare(tmp_path / "good", tmp_path / "bad")}
+        assert entries["wer"]["difference"] == 1 and entries["wer"]["items"] == 15
+        assert entries["wer"]["p"] < 0.01 and entries["exact"]["difference"] == -1
+        assert "| small/listening | wer (word_error_rate) |" in as_table(list(entries.values()))
+
+    def test_nothing_in_common_is_an_error(self, finished, tmp_path):
+        with pytest.raises(ValueError, match="no test that both have"):
+            compare(finished / "out", tmp_path)
+
+
+def test_the_command_line(finished, model_folder, data_folder, tmp_path, capsys):
+    suite, out = str(finished / "small.yaml"), str(tmp_path / "out")
+    arguments = ["--model", str(model_folder), "--data", str(data_folder), "--limit", "2", "--output", out]
+    assert main(["evaluate", "--suite", suite, "--device", "cpu", *arguments]) == 0
+    assert "| wer (word_error_rate) |" in capsys.readouterr().out
+    assert main(["evaluate", "score", out, "--suite", suite]) == 0
+    assert "small/round-trip" in capsys.readouterr().out
+    assert main(["evaluate", "compare", out, str(finished / "out")]) == 0
+    assert "95% interval" in capsys.readouterr().out
+    assert main(["evaluate", "--list"]) == 0
+    assert "tiny/listening: ASR" in capsys.readouterr().out
+    for wrong in (["evaluate"], ["evaluate", "--suite", "tinny"], ["evaluate", "compare", out, "nowhere"]):
+        assert main(wrong) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.checkpoint
+def test_the_tiny_suite_runs_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    summaries = evaluate("tiny", limit=3, output=tmp_path, tests=["listening", "speaking", "round-trip"], device="cpu")
+    scores = {
+        (summary["test"], entry["score"]): entry["value"] for summary in summaries for entry in summary["scores"]
+    }
+    assert scores["listening", "wer"] < 0.2
+    assert np.isfinite([scores["speaking", "wer"], scores["speaking", "rtf"], scores["round-trip", "pesq"]]).all()
+    assert "tiny/speaking" in (tmp_path / "report.md").read_text()
