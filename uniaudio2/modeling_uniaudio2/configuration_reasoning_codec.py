@@ -206,6 +206,10 @@ class ReasoningCodecConfig(PreTrainedConfig):
         structure_num_quantizers (`int`, *optional*, defaults to 1),
         acoustic_num_quantizers (`int`, *optional*, defaults to 6):
             How the `num_codebooks` reconstruction codes are divided.
+        reasoning_front_ends (`tuple[str, ...]`, *optional*, defaults to `("whisper", "music")`):
+            Encoders that the reasoning branch listens to; one of them alone is an ablation of the paper.
+        film (`bool`, *optional*, defaults to `True`):
+            Whether the reasoning modulates the reconstruction streams; `False` is an ablation of the paper.
         film_gamma (`float`, *optional*, defaults to 0.1): Strength of the scaling part of the time-FiLM.
         codebook_ema_decay (`float`, *optional*, defaults to 0.9): Decay of the codebooks' moving averages.
         reasoning_dead_code_threshold (`float`, *optional*, defaults to 0.1),
@@ -288,6 +292,8 @@ class ReasoningCodecConfig(PreTrainedConfig):
     phone_num_quantizers: int = 1
     structure_num_quantizers: int = 1
     acoustic_num_quantizers: int = 6
+    reasoning_front_ends: list[str] | tuple[str, ...] = ("whisper", "music")
+    film: bool = True
     film_gamma: float | int = 0.1
     codebook_ema_decay: float | int = 0.9
     reasoning_dead_code_threshold: float | int = 0.1
@@ -331,6 +337,11 @@ class ReasoningCodecConfig(PreTrainedConfig):
             raise ValueError(
                 "`reasoning_head_dim` must be at least 32, as many channels as the rotary positions turn, got "
                 f"{self.reasoning_head_dim}."
+            )
+        if tuple(self.reasoning_front_ends) not in (("whisper", "music"), ("whisper",), ("music",)):
+            raise ValueError(
+                '`reasoning_front_ends` must be ("whisper", "music") or one of the two alone, got '
+                f"{tuple(self.reasoning_front_ends)}."
             )
         if self.flow_config.out_channels != self.latent_dim:
             raise ValueError(

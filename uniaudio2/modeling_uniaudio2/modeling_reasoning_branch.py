@@ -168,13 +168,14 @@ class ReasoningBranch(nn.Module):
 
     def __init__(self, config: ReasoningCodecConfig):
         super().__init__()
-        whisper_dim = config.whisper_config.d_model
-        music_dim = config.music_encoder_config.hidden_size
+        widths = {"whisper": config.whisper_config.d_model, "music": config.music_encoder_config.hidden_size}
+        self.front_ends = tuple(config.reasoning_front_ends)
         self.interval = config.reasoning_interval
         self.rotary_dim = max(config.reasoning_head_dim // 2, 32)
         self.rope_theta = config.reasoning_rope_theta
-        self.whisper_downsample = nn.Conv1d(whisper_dim, whisper_dim, kernel_size=2, stride=2)
-        self.merge_proj = nn.Linear(whisper_dim + music_dim, config.hidden_size)
+        if "whisper" in self.front_ends:
+            self.whisper_downsample = nn.Conv1d(widths["whisper"], widths["whisper"], kernel_size=2, stride=2)
+        self.merge_proj = nn.Linear(sum(widths[name] for name in self.front_ends), config.hidden_size)
         self.query_token = nn.Parameter(torch.empty(1, config.hidden_size))
         self.layers = nn.ModuleList(ReasoningBlock(config) for _ in range(config.reasoning_num_layers))
         self.quantizer = ResidualVQ(
@@ -219,10 +220,10 @@ class ReasoningBranch(nn.Module):
 
     def merge(self, whisper: torch.Tensor, music_semantic: torch.Tensor) -> torch.Tensor:
         """Both features at 25 Hz, cut to the shorter, projected together: `(batch_size, frames, hidden_size)`."""
-        whisper = self.whisper_downsample(whisper)
-        frames = min(whisper.shape[-1], music_semantic.shape[-1])
-        merged = torch.cat((whisper[..., :frames], music_semantic[..., :frames]), dim=1)
-        return self.merge_proj(merged.transpose(1, 2))
+        frames = min(whisper.shape[-1] // 2, music_semantic.shape[-1])
+        parts = [self.whisper_downsample(whisper)] if "whisper" in self.front_ends else []
+        parts += [music_semantic] if "music" in self.front_ends else []
+        return self.merge_proj(torch.cat([part[..., :frames] for part in parts], dim=1).transpose(1, 2))
 
     def with_queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The query token after every `reasoning_interval` frames."""

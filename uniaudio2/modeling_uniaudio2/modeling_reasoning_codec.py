@@ -682,10 +682,10 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         )
         return ReasoningCodecOutput(
             loss=loss,
-            flow_loss=flow_loss.detach(),
-            phone_feature_loss=phone_loss.detach(),
-            structure_feature_loss=structure_loss.detach(),
-            commitment_loss=streams.commitment_loss.detach(),
+            flow_loss=flow_loss,
+            phone_feature_loss=phone_loss,
+            structure_feature_loss=structure_loss,
+            commitment_loss=streams.commitment_loss,
         )
 
     def _flow_loss(

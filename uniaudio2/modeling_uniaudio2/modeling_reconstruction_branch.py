@@ -78,9 +78,11 @@ class ReconstructionBranch(nn.Module):
         self.structure_proj = nn.Linear(music_dim, hidden_size)
         self.acoustic_proj = nn.Linear(music_dim + whisper_dim, hidden_size)
         self.reasoning_adaptor = nn.Linear(hidden_size, hidden_size)
-        self.phone_film = TimeFilm(hidden_size, config.film_gamma)
-        self.structure_film = TimeFilm(hidden_size, config.film_gamma)
-        self.acoustic_film = TimeFilm(hidden_size, config.film_gamma)
+        self.film = config.film
+        if self.film:
+            self.phone_film = TimeFilm(hidden_size, config.film_gamma)
+            self.structure_film = TimeFilm(hidden_size, config.film_gamma)
+            self.acoustic_film = TimeFilm(hidden_size, config.film_gamma)
         self.phone_quantizer = self._quantizer(config, config.phone_num_quantizers)
         self.structure_quantizer = self._quantizer(config, config.structure_num_quantizers)
         self.acoustic_quantizer = self._quantizer(config, config.acoustic_num_quantizers)
@@ -131,10 +133,11 @@ class ReconstructionBranch(nn.Module):
         phone = self.phone_proj(self.wavlm_downsample(wavlm).transpose(1, 2))
         structure = self.structure_proj(self.semantic_downsample(music_semantic).transpose(1, 2))
 
-        condition = self.reasoning_condition(reasoning, frames)
-        phone = self.phone_film(phone, condition, film_dropout)
-        structure = self.structure_film(structure, condition, film_dropout)
-        acoustic = self.acoustic_film(acoustic, condition, film_dropout)
+        if self.film:
+            condition = self.reasoning_condition(reasoning, frames)
+            phone = self.phone_film(phone, condition, film_dropout)
+            structure = self.structure_film(structure, condition, film_dropout)
+            acoustic = self.acoustic_film(acoustic, condition, film_dropout)
 
         arguments = {"mask": frame_mask, "freeze_codebook": not update_codebooks}
         phone, phone_codes, phone_loss = self.phone_quantizer(phone, **arguments)

@@ -1,0 +1,187 @@
+"""Two of the codec's stages: the reasoning branch by supervision, and the reconstruction branch behind it.
+
+GRPO, which lies between them, is in `reasoning_grpo.py`; the scalar codec, which all of them need, in
+`scalar_codec.py`. Codebooks are moving averages and not weights: they follow every micro-batch, of all processes.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
+from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
+from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL
+from .codebooks import synchronize_codebooks
+from .stage_trainer import StageTrainer, StageTrainingArguments
+
+# What the codec's first two stages train whole, beside the adapters of the language model.
+TEXT_HEAD_MODULES = ("model.reasoning_branch", "model.text_projection")
+
+
+class ReasoningSFTTrainer(StageTrainer):
+    """
+    Stage 1 of the codec: from the reasoning tokens alone a language model must write transcripts, captions, analyses
+    and answers, so that the tokens come to hold what these say. Front ends are frozen.
+
+    On batches of [`~uniaudio2.training.text_head_data.UnderstandingCollator`]. Logs `text_loss`, `text_accuracy` and
+    `commitment_loss`.
+
+    Args:
+        model ([`~uniaudio2.ReasoningCodecForConditionalGeneration`] or `PeftModel`):
+            The model; as in the paper with adapters on the language model, see [`text_head_adapters`].
+        args (`StageTrainingArguments`): The arguments.
+        loss_weights (`dict[str, float]`, *optional*): The weight of the commitment is that of the config otherwise.
+        kwargs: As of [`StageTrainer`].
+    """
+
+    loss_weights: ClassVar[dict[str, float]] = {"text_loss": 1.0, "commitment_loss": 0.25}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: StageTrainingArguments,
+        *,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs,
+    ):
+        own_weights = {"commitment_loss": model.config.commitment_loss_weight}
+        super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
+        synchronize_codebooks(model)
+
+    @classmethod
+    def trained_modules(cls, model: nn.Module) -> list[str]:
+        return [*TEXT_HEAD_MODULES, "model.language_model", "lm_head"]
+
+    def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
+        outputs = model(**inputs, update_codebooks=model.training, use_cache=False)
+        targets = inputs["labels"][:, 1:]
+        counted = targets != IGNORED_LABEL
+        right = outputs.logits[:, :-1][counted].argmax(dim=-1) == targets[counted]
+        return {
+            "text_loss": outputs.text_loss,
+            "commitment_loss": outputs.commitment_loss,
+            "text_accuracy": right.float().mean(),
+        }, outputs
+
+    def count_items(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        num_tokens = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
+        num_frames = (inputs["input_ids"] == self.model.config.audio_token_id).sum()
+        return {"text_loss": num_tokens, "commitment_loss": num_frames, "text_accuracy": num_tokens}
+
+    def count_tokens(self, inputs: dict[str, Any]) -> int:
+        return int(inputs["attention_mask"].sum())
+
+
+class ReconstructionTrainer(StageTrainer):
+    """
+    Stage 3 of the codec: with the reasoning branch frozen, the reconstruction branch learns what is missing to paint
+    the latents of the scalar codec, together with the flow decoder that paints them.
+
+    Losses of `ReasoningCodecModel.forward` in training mode: flow, WavLM features from the phone stream, commitment;
+    with random in-context prefixes, conditions and modulations as the model's config says. On batches of
+    [`~uniaudio2.training.text_head_data.RecordingCollator`]. A batch counts by its recordings' latent frames.
+
+    Args:
+        model ([`~uniaudio2.ReasoningCodecModel`]): The codec; its scalar codec is trained before, by itself.
+        args (`StageTrainingArguments`): The arguments.
+        loss_weights (`dict[str, float]`, *optional*): In place of those in the model's config.
+        kwargs: As of [`StageTrainer`].
+    """
+
+    # Paper: 1, 0.1, 0.5; the release has the decoder of structure features and leaves it out of the loss.
+    loss_weights: ClassVar[dict[str, float]] = {
+        "flow_loss": 1.0,
+        "phone_feature_loss": 0.1,
+        "structure_feature_loss": 0.0,
+        "commitment_loss": 0.5,
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: StageTrainingArguments,
+        *,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs,
+    ):
+        config = model.config
+        own_weights = {name: getattr(config, f"{name}_weight") for name in self.loss_weights if name != "flow_loss"}
+        super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
+        for name, decoder in (
+            ("phone_feature_loss", model.phone_feature_decoder),
+            ("structure_feature_loss", model.structure_feature_decoder),
+        ):
+            # Without a gradient it must be frozen, or weight decay would move it.
+            decoder.requires_grad_(self.weights[name] > 0)
+        synchronize_codebooks(model)
+
+    @classmethod
+    def trained_modules(cls, model: nn.Module) -> list[str]:
+        parts = [name for name, _ in model.reconstruction_branch.named_children()]
+        if not model.config.film:
+            parts.remove("reasoning_adaptor")
+        return [
+            *(f"reconstruction_branch.{name}" for name in parts),
+            "flow_conditioner",
+            "flow_decoder",
+            "phone_feature_decoder",
+            "structure_feature_decoder",
+        ]
+
+    def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
+        outputs = model(**inputs, return_loss=True, return_dict=True)
+        return {name: outputs[name] for name in self.loss_weights}, outputs
+
+    def count_items(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(self.loss_weights, self._count_latents(inputs))
+
+    def count_tokens(self, inputs: dict[str, Any]) -> int:
+        return int(self._count_latents(inputs))
+
+    def _count_latents(self, inputs: dict[str, Any]) -> torch.Tensor:
+        config: ReasoningCodecConfig = self.model.config
+        return torch.ceil(inputs["padding_mask"].sum(dim=1) / config.latent_hop_length).sum().long()
+
+
+def text_head_adapters(
+    model: ReasoningCodecForConditionalGeneration,
+    rank: int = 32,
+    alpha: int = 32,
+    dropout: float = 0.1,
+    train_reasoning_branch: bool = True,
+):
+    """
+    Adapters for every matrix of the language model (paper: rank 32, alpha 32, drop-out 0.1), as a configuration for
+    `peft.get_peft_model` and for [`~uniaudio2.training.reasoning_grpo.ReasoningGRPOTrainer`].
+
+    Args:
+        model ([`~uniaudio2.ReasoningCodecForConditionalGeneration`]): Says what its matrices are called.
+        rank, alpha (`int`), dropout (`float`): Of [`~peft.LoraConfig`].
+        train_reasoning_branch (`bool`, *optional*, defaults to `True`):
+            Whether the reasoning branch and its projection learn too. Then the adapter holds a copy of them that does,
+            and without the adapter the model is what it was: an explicit frozen copy.
+
+    Returns:
+        `peft.LoraConfig`: `get_peft_model(model, ...).merge_and_unload()` gives a model without adapters.
+
+    Raises:
+        ImportError: If peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("Adapters need peft: pip install 'uniaudio2[train]'.") from error
+    matrices = {
+        name.rpartition(".")[2]
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf"model\.language_model\..*\.({'|'.join(sorted(matrices))})",
+        modules_to_save=list(TEXT_HEAD_MODULES) if train_reasoning_branch else None,
+    )
