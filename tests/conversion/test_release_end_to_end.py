@@ -105,7 +105,7 @@ def test_the_converted_release_computes_what_the_released_one_does(tmp_path, req
         inputs, expected = random_case(request.getfixturevalue("language_model"), request.getfixturevalue("codec"))
     release.write(tmp_path / "release")
     write_tokenizer(tokenizer, tmp_path / "tokenizer")
-    save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
+    save_file({name: value.clone().contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
 
     options = [part for option in release.options for part in ("--set", option)]
     folder = tmp_path / "model"
