@@ -26,7 +26,7 @@ from .language_model_stages import (
 )
 from .manifest import load_manifest
 from .mixture import Mixture, make_source
-from .recipe import checked_section
+from .recipe import RECIPES, checked_section
 from .stage_trainer import StageTrainingArguments, freeze_all_but
 
 STAGES: dict[str, type[LanguageModelStageTrainer]] = {
@@ -98,7 +98,11 @@ class LanguageModelRun:
         return model
 
     def arguments(self) -> StageTrainingArguments:
-        return StageTrainingArguments(output_dir=self.recipe["output"], **self.recipe["arguments"])
+        arguments = dict(self.recipe["arguments"])
+        deepspeed = arguments.get("deepspeed")
+        if deepspeed is not None and not Path(deepspeed).suffix:
+            arguments["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")
+        return StageTrainingArguments(output_dir=self.recipe["output"], **arguments)
 
     # Doing
 

@@ -44,6 +44,8 @@ class StageTrainingArguments(TrainingArguments):
             self.report_to = [name for name, is_available in available.items() if is_available] or "none"
         # A stage stops at the first loss that is not a number, see `StageTrainer`.
         self.logging_nan_inf_filter = False
+        if self.deepspeed is not None and self.use_cpu:
+            start_deepspeed_on_cpu()
         super().__post_init__()
         if self.metric_for_best_model is not None or self.load_best_model_at_end:
             raise ValueError(
@@ -267,6 +269,17 @@ class _WeightedSums:
         means = {name: total / max(count, 1.0) for name, (total, count) in zip(self.sums, totals, strict=True)}
         self.sums = {}
         return means
+
+
+def start_deepspeed_on_cpu() -> None:
+    """
+    Where there is no GPU, transformers starts `torch.distributed` alone, and DeepSpeed then sees one process. Its
+    shared-memory kernel is left out: it would be compiled, and gloo does the same.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
 
 
 def freeze_all_but(model: nn.Module, modules: list[str]) -> None:

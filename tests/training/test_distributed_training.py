@@ -1,0 +1,144 @@
+"""Training in processes of its own: several at once, and killed in the middle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from uniaudio2 import UniAudio2ForConditionalGeneration
+from uniaudio2.training.recipe import RECIPES
+from uniaudio2.training.stage_trainer import UNFINISHED
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def codes_file(tmp_path_factory):
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(24):
+        seconds = 2 + index % 4
+        frames = {"reasoning_codes": (5 * seconds, 16), "reconstruction_codes": (12 * seconds, 32)}
+        codes = {
+            name: torch.randint(size, (8 * n,), generator=generator).tolist() for name, (n, size) in frames.items()
+        }
+        rows.append({"audio": codes, "text": ["one two", "seven three nine", "zero"][index % 3]})
+    path = tmp_path_factory.mktemp("codes") / "codes.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture
+def command(model_folder, codes_file, tmp_path):
+    """The words after `uniaudio2` for a short pre-training into `tmp_path / output`."""
+
+    def make(output: str, *names: str, batch_size: int = 1, **arguments) -> list[str]:
+        sources = [{"path": str(codes_file), "task": task} for task in ("ASR", "TTS")]
+        arguments = {
+            "max_steps": STEPS, "save_steps": 10, "save_total_limit": 5, "logging_steps": 1, "report_to": "none",
+            "disable_tqdm": True, "per_device_train_batch_size": batch_size, "learning_rate": 2e-3, "warmup_steps": 2,
+        } | arguments  # fmt: skip
+        values = [f"arguments.{key}={json.dumps(value)}" for key, value in arguments.items()]
+        values += [f"model.path={model_folder}", f"output={tmp_path / output}", f"data.sources={json.dumps(sources)}"]
+        return ["train", "pretraining", "--config", "pretraining", "size_tiny", *names, *values, "data.context=200"]
+
+    return make
+
+
+@pytest.fixture
+def zero3(tmp_path):
+    """The shipped file, but with every parameter spread out, however small: else these models would stay whole."""
+    config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    config["zero_optimization"]["overlap_comm"] = False
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
+    return str(tmp_path / "zero3.json")
+
+
+def start(words: list[str], processes: int = 1) -> subprocess.Popen:
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
+                                          "--master_port", str(29_600 + os.getpid() % 1000)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    program = [sys.executable, *launcher, "-m", "uniaudio2.cli", *words]
+    return subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(words: list[str], processes: int = 1) -> None:
+    process = start(words, processes)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-4000:]
+
+
+def logged(folder: Path, step: int = STEPS) -> list[dict]:
+    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [row for row in state["log_history"] if "loss" in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return UniAudio2ForConditionalGeneration.from_pretrained(folder / "model").state_dict()
+
+
+def assert_near(folder: Path, reference: Path, names=("loss", "text_loss", "audio_loss")) -> None:
+    for row, expected in zip(logged(folder), logged(reference), strict=True):
+        assert all(row[name] == pytest.approx(expected[name], rel=1e-4) for name in names)
+    for name, weight in weights(folder).items():
+        torch.testing.assert_close(weight, weights(reference)[name], atol=2e-4, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_with_zero3_are_one_process(command, zero3, tmp_path):
+    """Losses of 20 steps and the weights after them; stopped after 10 it goes on alike."""
+    run(command("one", batch_size=2))
+    run(command("zero3", deepspeed=zero3), processes=2)
+    assert_near(tmp_path / "zero3", tmp_path / "one")
+
+    before, shards = logged(tmp_path / "zero3"), tmp_path / "zero3" / "checkpoint-10" / "global_step10"
+    assert len(list(shards.glob("*optim_states.pt"))) == 2
+    shutil.rmtree(tmp_path / "zero3" / f"checkpoint-{STEPS}")
+    shutil.rmtree(tmp_path / "zero3" / "model")
+    run(command("zero3", deepspeed=zero3), processes=2)
+    assert [row["loss"] for row in logged(tmp_path / "zero3")] == [row["loss"] for row in before]
+    assert_near(tmp_path / "zero3", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_adapters_with_zero3(command, zero3, tmp_path):
+    lora = ("lora", "lora.rank=4", "lora.alpha=8", "lora.dropout=0.0")
+    run(command("one", *lora, batch_size=2))
+    run(command("zero3", *lora, deepspeed=zero3), processes=2)
+    assert_near(tmp_path / "zero3", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_process(command, tmp_path):
+    """Data parallelism over gloo, with batches that are accumulated."""
+    run(command("one", batch_size=4))
+    run(command("two", gradient_accumulation_steps=2), processes=2)
+    assert_near(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_killed_at_a_step_and_in_the_middle_of_a_save(command, tmp_path):
+    """SIGKILL three times, once while a checkpoint is written; the end is that of a run that was never killed."""
+    run(command("whole", save_steps=2))
+    words, folder = command("killed", save_steps=2), tmp_path / "killed"
+    for reached in ("checkpoint-4", UNFINISHED, "checkpoint-12"):
+        process = start(words)
+        while not (folder / reached).exists():
+            assert process.poll() is None, process.stdout.read()[-4000:]
+            time.sleep(0.0005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (folder / "model").exists()
+    run(words)
+    assert [row["loss"] for row in logged(folder)] == [row["loss"] for row in logged(tmp_path / "whole")]
+    killed, whole = weights(folder), weights(tmp_path / "whole")
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
