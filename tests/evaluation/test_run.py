@@ -142,7 +142,7 @@ class TestScoringAlone:
             score_again(folder, [write_suite()])
 
     def test_no_predictions_are_an_error(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no run.json"):
+        with pytest.raises(ValueError, match=r"no predictions.jsonl"):
             score_again(tmp_path)
 
 

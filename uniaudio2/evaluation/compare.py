@@ -60,6 +60,9 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 def _compared(name: str, first: Path, second: Path, seed: int) -> list[dict[str, Any]]:
     summaries = [read_json(folder / SCORES_FILE) for folder in (first, second)]
+    if not summaries[0]["metrics"]:
+        # A text benchmark: the harness keeps its items to itself.
+        return []
     rows = [np.load(folder / ROWS_FILE) for folder in (first, second)]
     positions = [{item: position for position, item in enumerate(run["ids"].tolist())} for run in rows]
     shared_ids = [item for item in positions[0] if item in positions[1]]

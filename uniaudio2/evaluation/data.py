@@ -31,7 +31,7 @@ def load_items(test: SuiteTest, data: str | None = None) -> "Items":
         if not folder.is_dir():
             raise ValueError(
                 f"{test.full_name} reads {source.folder!r} of the repository, which is not beside this installation "
-                f"({folder}): pass its folder as `--data`."
+                f"({folder}): pass its folder as `--data`.{f' It is {source.how}.' if source.how else ''}"
             )
     if folder is not None:
         rows = _folder_rows(test, folder)

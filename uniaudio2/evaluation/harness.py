@@ -1,4 +1,4 @@
-"""Text benchmarks by lm-evaluation-harness (MMLU, perplexity): the model answers on text rows alone, as a Llama would."""
+"""Text benchmarks by lm-evaluation-harness (MMLU, perplexity): text rows alone, as a Llama would answer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from .manifest import write_json
+from .predict import Predictor
+from .score import SCORES_FILE
+from .suite import SuiteTest
 
 # Five examples before the question, the number the harness's own leaderboard task has.
 MMLU_EXAMPLES = 5
-RESULTS_FILE = "harness.json"
 
 
 def language_model(model, tokenizer, batch_size: int = 1, max_length: int | None = None):
@@ -46,7 +48,6 @@ def evaluate_text(
     num_fewshot: int | None = MMLU_EXAMPLES,
     limit: int | None = None,
     batch_size: int = 1,
-    output: Path | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """
@@ -58,7 +59,6 @@ def evaluate_text(
             Names of tasks, which download their data, or definitions of tasks as dictionaries.
         num_fewshot (`int`, *optional*, defaults to 5): Examples before a question; `None` for what a task says.
         limit (`int`, *optional*): Take only the first questions of every task.
-        output (`Path`, *optional*): A folder to write `harness.json` into.
         seed (`int`, *optional*, defaults to 0): Of the choice of examples and the bootstrap.
 
     Returns:
@@ -81,10 +81,40 @@ def evaluate_text(
             log_samples=False,
             task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in tasks)),
         )
-    numbers = {
+    return {
         task: {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         for task, entry in results["results"].items()
     }
-    if output is not None:
-        write_json(output / RESULTS_FILE, {"results": numbers, "versions": results["versions"], "n-shot": results["n-shot"]})
-    return numbers
+
+
+def run_benchmark(test: SuiteTest, predictor: Predictor, folder: Path, limit: int | None, seed: int) -> dict[str, Any]:
+    """
+    The benchmarks of a test, as `scores.json` of the other tests: errors of the harness make the 95% intervals.
+
+    A benchmark that cannot get its data is left out, with the reason.
+    """
+    summary: dict[str, Any] = {
+        "suite": test.suite, "test": test.name, "model": predictor.name, "revision": predictor.revision, "seed": seed,
+        "items": 0, "failed": {}, "left_out": [], "metrics": {}, "scores": [],
+    }  # fmt: skip
+    try:
+        numbers = evaluate_text(predictor.model, predictor.processor.tokenizer, **test.harness, limit=limit, seed=seed)
+    except (ImportError, OSError) as error:
+        summary["left_out"].append({"metric": ", ".join(test.harness["tasks"]), "reason": str(error).splitlines()[0]})
+        numbers = {}
+    for task, entry in numbers.items():
+        for name in ("acc", "acc_norm"):
+            if f"{name},none" not in entry:
+                continue
+            value, error = entry[f"{name},none"], entry.get(f"{name}_stderr,none", float("nan"))
+            summary["scores"].append(
+                {
+                    "metric": "lm-eval", "score": f"{task} {name}", "value": value, "low": value - 1.96 * error,
+                    "high": value + 1.96 * error, "better": "higher", "percent": True,
+                    "items": int(entry.get("sample_len", 0)), "failures": {}, "per_item": {},
+                }
+            )  # fmt: skip
+    summary["items"] = max((entry["items"] for entry in summary["scores"]), default=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SCORES_FILE, summary)
+    return summary

@@ -15,11 +15,17 @@ from jinja2 import Environment, FileSystemLoader
 from .audio import read_audio
 from .manifest import read_json, read_predictions, write_atomically
 from .score import SCORES_FILE
-from .suite import SuiteTest
+from .suite import TEXT_BENCHMARK, SuiteTest
 
 NUM_WORST = 5
-# Task of the Hub by what the model answers with.
-HUB_TASKS = {"text": "automatic-speech-recognition", "audio": "text-to-audio"}
+# Tasks of the Hub, where they have one of the kind.
+HUB_TASKS = {
+    **dict.fromkeys(("ASR", "Yue_ASR", "D_ASR", "lyric_recognition"), "automatic-speech-recognition"),
+    **dict.fromkeys(("TTS", "Yue_TTS", "InstructTTS"), "text-to-speech"),
+    **dict.fromkeys(("TTA", "TTM", "LTS"), "text-to-audio"),
+    **dict.fromkeys(("audio_caption", "music_caption", "audio_understanding", "speech_s2t"), "audio-text-to-text"),
+    TEXT_BENCHMARK: "text-generation",
+}
 
 
 def write_report(tests: Sequence[SuiteTest], folders: Sequence[Path], output: Path) -> None:
@@ -114,6 +120,8 @@ def _first(failed: dict[str, str]) -> str:
 
 
 def _details(test: SuiteTest, summary: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
+    if test.harness is not None:
+        return {"histograms": [], "worst": []}
     predictions = {row["id"]: row for row in read_predictions(folder)}
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -211,7 +219,7 @@ def card_entries(
             value = round(entry["value"] * (100 if entry["percent"] else 1), 4)
             results.append(
                 EvalResult(
-                    task_type=HUB_TASKS[test.format.output if test.format else "audio"],
+                    task_type=HUB_TASKS.get(test.task, "audio-to-audio"),
                     task_name=test.full_name,
                     dataset_type=dataset,
                     dataset_name=dataset,

@@ -49,6 +49,7 @@ def evaluate(
 
     from .. import TINY
     from .data import load_items
+    from .harness import run_benchmark
     from .predict import Predictor, predict
     from .report import write_report
     from .score import check_metrics, score
@@ -68,14 +69,20 @@ def evaluate(
     if state.is_main_process:
         for test in chosen:
             check_metrics(test, str(device))
-    items = {test.full_name: load_items(test, data) for test in chosen}
+    items = {test.full_name: load_items(test, data) for test in chosen if test.harness is None}
     predictor = Predictor(model or TINY, device)
     folders = {test.full_name: Path(output, test.suite, test.name) for test in chosen}
     for test in chosen:
-        predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit)
+        if test.harness is None:
+            predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit)
     if not state.is_main_process:
         return []
-    summaries = [score(test, folders[test.full_name], str(device), limit, seed) for test in chosen]
+    summaries = [
+        score(test, folders[test.full_name], str(device), limit, seed)
+        if test.harness is None
+        else run_benchmark(test, predictor, folders[test.full_name], limit, seed)
+        for test in chosen
+    ]
     write_report(chosen, [folders[test.full_name] for test in chosen], Path(output))
     return summaries
 
@@ -95,14 +102,14 @@ def score_again(
     Raises:
         ValueError: if there are no predictions, or those of a test that the suites do not have.
     """
-    from .manifest import RUN_FILE, read_run
+    from .manifest import PREDICTIONS_FILE, read_run
     from .report import write_report
     from .score import score
     from .suite import load_suite
 
-    folders = sorted(path.parent for path in Path(folder).rglob(RUN_FILE))
+    folders = sorted(path.parent for path in Path(folder).rglob(PREDICTIONS_FILE))
     if not folders:
-        raise ValueError(f"There is no {RUN_FILE} in {folder}: it holds no predictions.")
+        raise ValueError(f"There is no {PREDICTIONS_FILE} in {folder}: there is nothing to score.")
     runs = [read_run(path) for path in folders]
     names = suites or list(dict.fromkeys(str(run.get("suite")) for run in runs))
     known = {(test.suite, test.name): test for name in names for test in load_suite(name)}

@@ -14,6 +14,8 @@ SUITE_FOLDER = Path(__file__).parent / "suites"
 
 # A task of the codec alone, beside those of the language model: encode a recording and decode it again.
 RECONSTRUCTION_TASK = "reconstruction"
+# Benchmarks of lm-evaluation-harness, which asks and scores by itself.
+TEXT_BENCHMARK = "text_benchmark"
 
 # What a metric may read besides the fields of the data.
 ANSWER_FIELDS = ("answer", "seconds", "audio_seconds", "tokens")
@@ -112,13 +114,14 @@ class SuiteTest:
     name: str
     task: str
     data: DataSource
-    columns: Mapping[str, str]
-    metrics: tuple[MetricUse, ...]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[MetricUse, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     codec: Mapping[str, Any] = field(default_factory=dict)
     few_shot: FewShot | None = None
+    harness: Mapping[str, Any] | None = None
     published: tuple[Published, ...] = ()
     notes: str = ""
 
@@ -128,12 +131,14 @@ class SuiteTest:
 
     @property
     def format(self) -> TaskFormat | None:
-        """The format of the task; none for that of the codec."""
-        return None if self.task == RECONSTRUCTION_TASK else get_task(self.task)
+        """The format of the task; none for that of the codec, and for text benchmarks."""
+        return None if self.task in (RECONSTRUCTION_TASK, TEXT_BENCHMARK) else get_task(self.task)
 
     @property
     def input_fields(self) -> tuple[str, ...]:
-        return ("audio",) if self.format is None else self.format.condition_fields
+        if self.format is not None:
+            return self.format.condition_fields
+        return ("audio",) if self.task == RECONSTRUCTION_TASK else ()
 
     def is_audio(self, name: str) -> bool:
         """Whether a field holds recordings."""
@@ -191,6 +196,8 @@ def _test(suite: str, name: str, entry: Any) -> SuiteTest:
 def _check(test: SuiteTest) -> None:
     if (test.data.hub is None) == (test.data.folder is None):
         raise ValueError("`data` must name either `hub` or `folder`.")
+    if (test.task == TEXT_BENCHMARK) != (test.harness is not None):
+        raise ValueError(f"`harness` and the task {TEXT_BENCHMARK!r} go together.")
     unfilled = [name for name in test.input_fields if name not in test.columns and name not in test.values]
     if unfilled:
         raise ValueError(f"the task {test.task} needs {unfilled}: name their columns in `columns`, or their `values`.")

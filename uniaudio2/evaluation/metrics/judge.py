@@ -7,8 +7,10 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from uniaudio2.evaluation.audio import read_audio
 from uniaudio2.evaluation.metric import ItemMetric, Score
 from uniaudio2.evaluation.pretrained import check_pretrained, load_pretrained
+from uniaudio2.evaluation.recognisers import check_recogniser, get_recogniser
 
 PROMPT = """Rate how well the answer agrees with the reference, from {lowest} (wrong) to {highest} (fully right).
 Reference: {reference}
@@ -28,11 +30,11 @@ class Judge(ItemMetric):
             A folder or a Hub id, or a function from the prompt to the reply.
         prompt (`str`, *optional*): With `{reference}`, `{prediction}`, `{lowest}` and `{highest}`.
         lowest, highest (`int`, *optional*, defaults to 1 and 5): The scale.
-        device (`str`, *optional*, defaults to `"cpu"`): Where it runs.
+        recogniser (`str`, *optional*): For answers that are audio: who writes them down; see [`WordErrorRate`].
+        device (`str`, *optional*, defaults to `"cpu"`): Where the models run.
     """
 
     description = "Rating of an answer by a language model."
-    inputs: ClassVar = {"predictions": "text", "references": "text"}
     scores: ClassVar = {"judge": Score("higher")}
 
     def __init__(
@@ -41,20 +43,26 @@ class Judge(ItemMetric):
         prompt: str = PROMPT,
         lowest: int = 1,
         highest: int = 5,
+        recogniser: str | None = None,
         device: str = "cpu",
         **kwargs,
     ):
         self.model_name, self.prompt, self.device = model, prompt, device
-        self.lowest, self.highest = lowest, highest
+        self.lowest, self.highest, self.recogniser = lowest, highest, recogniser
+        self.inputs = {"predictions": "audio" if recogniser else "text", "references": "text"}
         self._reply = model if callable(model) else None
         super().__init__(**kwargs)
 
     def check(self) -> list[str]:
-        return super().check() + ([] if callable(self.model_name) else check_pretrained(self.model_name, "the judge"))
+        remarks = super().check() + (check_recogniser(self.recogniser) if self.recogniser else [])
+        return remarks + ([] if callable(self.model_name) else check_pretrained(self.model_name, "the judge"))
 
     def item(self, prediction, reference, sampling_rate):
         if not (reference or "").strip():
             raise ValueError("the reference is empty")
+        if self.recogniser:
+            listen = get_recogniser(self.recogniser, device=self.device)
+            prediction = listen(*read_audio(prediction, sampling_rate, None))
         if not (prediction or "").strip():
             return (self.lowest,)
         if self._reply is None:
