@@ -117,7 +117,7 @@ def test_the_end_comes_at_the_maximum(language_model, make_rows, do_sample):
         ({"reasoning_codes": torch.zeros(1, 7, 3).long()}, r"\(8, frames\), got .*\(7, 3\) for item 0"),
         ({"reasoning_codes": torch.full((1, 8, 3), 16)}, "between 0 and 15, got 16 to 16 in item 0"),
         ({"reasoning_codes": torch.full((1, 8, 3), -1)}, "no frames"),
-        ({"reasoning_codes": torch.zeros(1, 8, 3).long(), "answer_parts": [[2]]}, "no reasoning"),
+        ({"reasoning_codes": torch.zeros(1, 8, 3).long(), "answer_parts": [[2]]}, "does not begin with"),
         ({"text_temperature": 0.5}, "text_temperature"),
         ({"reasoning_temprature": 0.5}, "reasoning_temprature"),
     ],
@@ -190,6 +190,15 @@ def test_answers_of_two_recordings(language_model, make_rows):
     assert answer(outputs, 3) == [*first, *second]
     assert [codes.T.tolist() for codes in outputs.reasoning_codes[0]] == [[[1] * 8], [[3] * 8]]
     assert [codes.T.tolist() for codes in outputs.reconstruction_codes[0]] == [[[2] * 8], [[4] * 8, [5] * 8]]
+    given = language_model.generate(
+        **make_rows("tta"),
+        **AUDIO,
+        answer_parts=[[1, 2, 1, 2]],
+        reasoning_codes=torch.ones(1, 8, 1).long(),
+        logits_processor=script(*first[3:], *second),
+    )
+    for name in ("reasoning_codes", "reconstruction_codes"):
+        assert [codes.tolist() for codes in given[name][0]] == [codes.tolist() for codes in outputs[name][0]]
 
 
 def test_a_maximum_holds_for_each_of_two_recordings(language_model, make_rows):

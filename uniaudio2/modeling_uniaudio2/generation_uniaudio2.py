@@ -254,7 +254,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
         parts = self._answer_parts(answer_parts, len(input_ids))
         given_reasoning = [None] * len(input_ids)
         if reasoning_codes is not None:
-            given_reasoning = self._given_reasoning(reasoning_codes, parts)
+            given_reasoning = self._given_reasoning(reasoning_codes, parts, input_ids.device)
             prompts = self._append_reasoning(prompts, given_reasoning)
             self._check_prompt(*prompts)
         generate = self._generate_audio if all(is_audio) else partial(self._generate_both, is_audio)
@@ -393,8 +393,8 @@ class UniAudio2GenerationMixin(GenerationMixin):
         texts = self._generate_text(*text_prompts, guidance_scale=None, **options)
         num_answers = len(texts) // len(items)
         size = len(is_audio) * num_answers
-        no_codes = parts.new_zeros(self.config.num_codebooks, 0)
-        sequences, num_malformed = [no_codes] * size, parts.new_zeros(size)
+        no_codes = texts.new_zeros(self.config.num_codebooks, 0)
+        sequences, num_malformed = [no_codes] * size, texts.new_zeros(size)
         codes = {"reasoning_codes": [no_codes] * size, "reconstruction_codes": [no_codes] * size}
         for index, text_ids in enumerate(texts):
             sequences[_place(items, index, num_answers)] = self._until_end(text_ids, kwargs)
@@ -625,7 +625,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
             sequences=sequences,
             past_key_values=model_kwargs.get("past_key_values"),
             reasoning_codes=[
-                codes if given is None else given
+                _with_given(codes, given)
                 for codes, given in zip(
                     answers.codes(frames, REASONING), _repeat(request.given_reasoning, num_answers), strict=True
                 )
@@ -711,7 +711,10 @@ class UniAudio2GenerationMixin(GenerationMixin):
         return parts
 
     def _given_reasoning(
-        self, reasoning_codes: torch.LongTensor | Sequence[torch.LongTensor | None], parts: torch.LongTensor
+        self,
+        reasoning_codes: torch.LongTensor | Sequence[torch.LongTensor | None],
+        parts: torch.LongTensor,
+        device: torch.device,
     ) -> list[torch.LongTensor | None]:
         """Checks reasoning codes that the answers begin with: per item `(num_codebooks, frames)` or `None`."""
         if len(reasoning_codes) != len(parts):
@@ -731,8 +734,12 @@ class UniAudio2GenerationMixin(GenerationMixin):
                     raise ValueError(
                         f"`reasoning_codes` must lie between 0 and {size - 1}, got {found} in item {item}."
                     )
-                if parts[item, 0] != REASONING:
-                    raise ValueError(f"`reasoning_codes` are given for item {item}, whose answer has no reasoning.")
+                if parts[item, :2].tolist() != [REASONING, RECONSTRUCTION]:
+                    raise ValueError(
+                        f"`reasoning_codes` are given for item {item}, whose answer does not begin with reasoning and "
+                        "reconstruction."
+                    )
+                codes = codes.to(device)
             checked.append(codes)
         return checked
 
@@ -743,7 +750,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
             is_row = mask.bool()
             ids, kinds = ids[is_row], kinds[is_row]
             if codes is not None:
-                frames = pad(codes.T.to(ids), (0, 0, 1, 0), value=self.config.reasoning_bos_token_id)
+                frames = pad(codes.T, (0, 0, 1, 0), value=self.config.reasoning_bos_token_id)
                 frames = pad(frames, (0, 0, 0, 1), value=self.config.reasoning_eos_token_id)
                 ids = torch.cat([ids, pad(frames, (0, 1))])
                 kinds = pad(kinds, (0, len(frames)), value=AUDIO_ROW)
@@ -917,6 +924,15 @@ def _run(frames: Iterator[UniAudio2Frame]) -> UniAudio2GenerateOutput | torch.Lo
             next(frames)
         except StopIteration as end:
             return end.value
+
+
+def _with_given(
+    codes: torch.LongTensor | list[torch.LongTensor], given: torch.LongTensor | None
+) -> torch.LongTensor | list[torch.LongTensor]:
+    """The reasoning codes of an item, with what was given for its first recording."""
+    if given is None:
+        return codes
+    return [given, *codes[1:]] if isinstance(codes, list) else given
 
 
 def _repeat(values: Sequence, times: int) -> list:
