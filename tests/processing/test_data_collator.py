@@ -78,6 +78,16 @@ def test_waveforms_are_encoded_with_the_rate_they_declare(processor, tone):
         collator([{**example, "audio": wave}])
 
 
+def test_files_and_their_bytes_know_their_rate_better(processor, tone, tmp_path):
+    processor.save_audio(tone(0.4, rate=16_000), tmp_path / "in.flac", sampling_rate=16_000)
+    data = (tmp_path / "in.flac").read_bytes()
+    collator = UniAudio2DataCollator(processor, random_prompts=False)
+    expected = collator([{"task": "ASR", "text": "one", "audio": processor.encode_audio(data)[0]}])["input_ids"]
+    for audio in (data, str(tmp_path / "in.flac")):
+        found = collator([{"task": "ASR", "text": "one", "audio": audio, "sampling_rate": 8_000}])["input_ids"]
+        assert torch.equal(found, expected)
+
+
 def test_conversations_learn_all_their_answers(processor, codes):
     question = {"role": "user", "content": [{"type": "audio", "audio": AudioCodes(*codes())}]}
     answer = {"role": "assistant", "content": "seven"}

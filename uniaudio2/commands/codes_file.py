@@ -12,8 +12,11 @@ STREAMS = ("reasoning_codes", "reconstruction_codes")
 
 
 def save_codes(codes: AudioCodes, path: Path) -> None:
-    """Writes those streams that there are, each of shape `(num_codebooks, frames)`; whole or not at all."""
-    tensors = {name: getattr(codes, name) for name in STREAMS if getattr(codes, name) is not None}
+    """Writes those streams that have frames, each of shape `(num_codebooks, frames)`; whole or not at all."""
+    streams = {name: getattr(codes, name) for name in STREAMS}
+    tensors = {name: tensor for name, tensor in streams.items() if tensor is not None and tensor.numel() > 0}
+    if not tensors:
+        raise ValueError(f"there are no codes to write to {str(path)!r}: the answer is empty; try another --seed")
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)

@@ -99,8 +99,7 @@ def _run(args: argparse.Namespace) -> None:
     if task.output == "text":
         print(processor.decode(output.sequences[0]))
     elif args.output.suffix.lower() == CODES_SUFFIX:
-        parts = {name: output[name][0] for name in ("reasoning_codes", "reconstruction_codes")}
-        save_codes(AudioCodes(**{name: codes for name, codes in parts.items() if codes.numel() > 0}), args.output)
+        save_codes(AudioCodes(output.reasoning_codes[0], output.reconstruction_codes[0]), args.output)
     else:
         answers = processor.decode(output)[0]
         for path, waveform in zip(_paths(args.output, task), _listed(answers), strict=True):

@@ -141,7 +141,7 @@ def _with_rate(task: TaskFormat, feature: Mapping[str, Any]) -> dict[str, Any]:
     values, sampling_rate = dict(feature), feature.get("sampling_rate")
     for name in task.fields:
         value = values.get(name)
-        brings_rate = isinstance(value, (str, os.PathLike, Mapping, tuple, AudioCodes))
+        brings_rate = isinstance(value, (str, bytes, os.PathLike, Mapping, tuple, AudioCodes))
         if sampling_rate is not None and value is not None and not task.is_text(name) and not brings_rate:
             values[name] = {"array": value, "sampling_rate": sampling_rate}
     return values
