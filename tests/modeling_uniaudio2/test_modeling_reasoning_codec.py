@@ -238,6 +238,13 @@ class TestDecode:
         handle.remove()
         assert sizes == [batch] * 3
 
+    def test_windows_of_several_items_are_decoded_together(self):
+        """As many as allowed: a window waits for the one before in its own item, not for those of the others."""
+        codec, sizes = make_codec(window_batch_size=2), []
+        codec.flow_decoder.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+        codec.decode(random_codes(codec, 3, 40), num_inference_steps=2, guidance_scale=1.0)
+        assert sizes == [2, 2, 1, 1] * 2
+
     def test_defaults_come_from_the_config(self, codec: ReasoningCodecModel):
         codes = random_codes(codec, 1, 10)
         explicit = codec.decode(codes, num_inference_steps=2, guidance_scale=1.5, generator=seeded(0))
