@@ -122,3 +122,27 @@ class TestFewShot:
         items = self.items(write_suite, data_folder, count=9)
         with pytest.raises(ValueError, match="too few examples"):
             items.shots(0, seed=0)
+
+
+def test_recordings_inside_a_data_set_become_files(write_suite, data_folder, tmp_path, monkeypatch):
+    """As the Hub has them: bytes in a table. The manifest names a file with those bytes."""
+    import datasets
+
+    from uniaudio2.evaluation.predict import _kept
+
+    def change(tests):
+        tests["listening"]["data"] = {"hub": "somebody/something", "split": "test"}
+
+    recording = (data_folder / "0.wav").read_bytes()
+    table = datasets.Dataset.from_dict(
+        {"file": [{"bytes": recording, "path": None}], "text": ["one"]},
+        features=datasets.Features({"file": datasets.Audio(decode=False), "text": datasets.Value("string")}),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    test = load_suite(write_suite(change))[0]
+    (item,) = load_items(test)
+    assert item["fields"] == {"audio": recording, "text": "one"}
+    (tmp_path / "audio").mkdir()
+    written, readable = _kept(test, item, tmp_path)
+    assert written["audio"] == {"audio": "audio/000000-audio.wav"}
+    assert (tmp_path / "audio/000000-audio.wav").read_bytes() == recording and readable["audio"].endswith(".wav")

@@ -64,7 +64,9 @@ def evaluate(
     chosen = [test for test in chosen if tests is None or test.name in tests]
 
     # Everything that can be wrong is found before anything long begins.
-    state = PartialState()
+    is_cpu = not torch.accelerator.is_available() or (device is not None and torch.device(device).type == "cpu")
+    # Without a word on it, several processes without an accelerator would each take themselves for the only one.
+    state = PartialState(cpu=is_cpu)
     device = torch.device(device) if device is not None else state.device
     if state.is_main_process:
         for test in chosen:
