@@ -68,3 +68,25 @@ def test_from_prompt_to_answer(model, processor, codes, task):
     assert is_end[-1] and int(is_end.sum()) == {"speech_ss": 4}.get(task, 1)
     waveforms = processor.decode(output)[0]
     assert len(waveforms) == 2 if task == "speech_ss" else isinstance(waveforms, torch.Tensor)
+
+
+def test_eight_tasks_in_one_batch_equal_eight_single_runs(model, processor, codes):
+    """Text and audio answers to prompts of every length, greedy, id for id; and texts and waveforms come out."""
+    asked = [
+        {"task": "TTS", "text": "one two three"},
+        {"task": "ASR", "audio": codes(seconds=1.2, seed=1)},
+        {"task": "TTA", "caption": "rain"},
+        {"task": "audio_understanding", "audio": codes(seconds=0.4, seed=2), "question": "how many are there"},
+        {"task": "speech_s2s", "audio": codes(seconds=0.8, seed=3)},
+        {"task": "music_caption", "audio": codes(seconds=2.0, seed=4)},
+        {"task": "InstructTTS", "caption": "slowly", "text": "one"},
+        {"task": "speech_s2t", "audio": codes(seconds=0.4, seed=5)},
+    ]
+    names = ("task", "text", "audio", "caption", "question")
+    inputs = processor(**{name: [item.get(name) for item in asked] for name in names})
+    assert inputs["output_modality"].tolist() == [3, 0, 3, 0, 3, 0, 3, 0]
+    answers = model.generate(**inputs, max_new_tokens=6)
+    for item, answer in zip(asked, answers, strict=True):
+        assert torch.equal(answer, model.generate(**processor(**item), max_new_tokens=6)[0])
+    kinds = [type(decoded) for decoded in processor.decode(answers)]
+    assert kinds == [torch.Tensor, str] * 4
