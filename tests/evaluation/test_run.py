@@ -96,7 +96,7 @@ def test_a_failed_item_is_counted_and_the_others_go_on(finished, model_folder, d
     # Nothing was heard, so all its words are errors; a distance it cannot have, and says so.
     assert listening["scores"][0]["per_item"]["000002"] == 1
     mel = round_trip["scores"][0]
-    assert mel["items"] == 3 and "no audio" in mel["failures"]["000002"]
+    assert mel["items"] == 3 and "cannot be read" in mel["failures"]["000002"]
     report = (tmp_path / "out/report.md").read_text()
     assert "1 items failed" in report and "3, 1 failed" in report
 

@@ -134,10 +134,8 @@ def test_recordings_inside_a_data_set_become_files(write_suite, data_folder, tmp
         tests["listening"]["data"] = {"hub": "somebody/something", "split": "test"}
 
     recording = (data_folder / "0.wav").read_bytes()
-    table = datasets.Dataset.from_dict(
-        {"file": [{"bytes": recording, "path": None}], "text": ["one"]},
-        features=datasets.Features({"file": datasets.Audio(decode=False), "text": datasets.Value("string")}),
-    )
+    table = datasets.Dataset.from_dict({"file": [{"bytes": recording, "path": None}], "text": ["one"]})
+    table = table.cast_column("file", datasets.Audio(decode=False))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
     test = load_suite(write_suite(change))[0]
     (item,) = load_items(test)
