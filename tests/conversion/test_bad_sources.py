@@ -274,7 +274,7 @@ def slowly(tensor):
     return tensor_bytes(tensor)
 shard_writer.tensor_bytes = slowly
 source, output, tokenizer, *settings = sys.argv[1:]
-convert_release(source, output, tokenizer=tokenizer, settings=settings)
+convert_release(source, output, tokenizer=tokenizer, settings=settings, only="language-model")
 """
 
 

@@ -14,6 +14,7 @@ from fake_release import FakeRelease, recorded_release, write_tokenizer
 from outputs import compute
 from safetensors.torch import load_file, save_file
 
+from uniaudio2.cli import main
 from uniaudio2.training.tokenizer import train_tokenizer
 
 sys.path.append(str(Path(__file__).parents[1] / "parity"))
@@ -121,7 +122,7 @@ def test_the_converted_release_computes_what_the_released_one_does(tmp_path, req
         else:
             assert_close(results[name], value)
 
-    run("-m", "uniaudio2.cli", "convert", "--reverse", folder, tmp_path / "back.checkpoint")
+    assert main(["convert", "--reverse", str(folder), str(tmp_path / "back.checkpoint")]) == 0
     restored = torch.load(tmp_path / "back.checkpoint", weights_only=True)["model"]
     released = {name.removeprefix("module."): value for name, value in release.language_model.items()}
     assert restored.keys() == released.keys()

@@ -19,8 +19,6 @@ def made_aside(output: Path) -> Iterator[Path]:
         FileExistsError: If `output` exists.
         ValueError: If another process is making it.
     """
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output} exists already. Choose another output, or remove it first.")
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.converting")
     # A lock of the operating system, which ends with the process that holds it.
@@ -31,6 +29,8 @@ def made_aside(output: Path) -> Iterator[Path]:
     except Timeout as error:
         raise ValueError(f"Another process is writing {output}. Wait for it, or choose another output.") from error
     try:
+        if output.exists() or output.is_symlink():
+            raise FileExistsError(f"{output} exists already. Choose another output, or remove it first.")
         _remove(aside)
         yield aside
         aside.rename(output)
