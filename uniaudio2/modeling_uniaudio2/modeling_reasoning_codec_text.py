@@ -216,8 +216,11 @@ class ReasoningCodecTextModel(ReasoningCodecTextPreTrainedModel):
         places = input_ids == self.config.audio_token_id
         torch_compilable_check(
             (places.sum(dim=1) == own_frames.sum(dim=1)).all(),
-            f"Every item of `input_ids` must hold the `audio_token_id` ({self.config.audio_token_id}) once for every "
-            f"reasoning frame of its audio, {own_frames.sum(dim=1).tolist()}, got {places.sum(dim=1).tolist()}.",
+            lambda: (
+                f"Every item of `input_ids` must hold the `audio_token_id` ({self.config.audio_token_id}) once for "
+                f"every reasoning frame of its audio, {own_frames.sum(dim=1).tolist()}, got "
+                f"{places.sum(dim=1).tolist()}."
+            ),
         )
         frames = self.text_projection(quantized)[own_frames].to(inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(places[..., None].expand_as(inputs_embeds), frames)
