@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 LANGUAGE_MODEL_STAGES = ("understanding-warmup", "generation-warmup", "pretraining", "mid-training")
+CODEC_STAGES = ("scalar-codec", "reasoning-sft", "reasoning-grpo", "reconstruction")
 
 
 def add_parser(commands) -> None:
@@ -32,8 +33,9 @@ def add_parser(commands) -> None:
     tokenize.add_argument("--split", default="train", help="of a data set on the Hub (default train)")
     tokenize.set_defaults(command=_tokenize)
 
-    for name in LANGUAGE_MODEL_STAGES:
-        stage = steps.add_parser(name, help=f"the stage {name} of the language model")
+    for name in (*CODEC_STAGES, *LANGUAGE_MODEL_STAGES):
+        model = "codec" if name in CODEC_STAGES else "language model"
+        stage = steps.add_parser(name, help=f"the stage {name} of the {model}")
         stage.add_argument(
             "--config", nargs="+", required=True, metavar="RECIPE or SECTION.KEY=VALUE",
             help="files or names of shipped recipes, laid over each other in this order; then values of their own",
@@ -65,11 +67,14 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _stage(args: argparse.Namespace) -> None:
-    from ..training.language_model_runs import LanguageModelRun
     from ..training.recipe import load_recipe
 
+    if args.stage in CODEC_STAGES:
+        from ..training.codec_runs import CodecRun as Run
+    else:
+        from ..training.language_model_runs import LanguageModelRun as Run
     values = [entry for entry in args.config if "=" in entry]
-    run = LanguageModelRun(args.stage, load_recipe([entry for entry in args.config if entry not in values], values))
+    run = Run(args.stage, load_recipe([entry for entry in args.config if entry not in values], values))
     if args.dry_run:
         print(run.describe())
     else:
