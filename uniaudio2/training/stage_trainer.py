@@ -246,6 +246,7 @@ class StageTrainer(Trainer):
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             shutil.rmtree(folder / name, ignore_errors=True)  # of a run that is repeated from an earlier step
             os.replace(folder / UNFINISHED / name, folder / name)
+            (folder / UNFINISHED).rmdir()
             rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
         self.accelerator.wait_for_everyone()
 
