@@ -611,8 +611,8 @@ print(peak_of(64), peak_of(3600))
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "release"])
 def test_an_hour_needs_its_samples_and_no_more(mode: str):
-    """Beyond what goes in and comes out (samples, and a mask for each), an hour takes the memory of a minute, and the
-    gaps that the allocator leaves: certainly less than one more copy of the samples."""
+    """Beyond what goes in and comes out (samples, and a mask for each), an hour takes the memory of a minute, and a
+    fifth for codes and for the gaps that the allocator leaves."""
     run = subprocess.run(
         [sys.executable, "-c", HOUR, mode],
         capture_output=True,
@@ -628,4 +628,4 @@ def test_an_hour_needs_its_samples_and_no_more(mode: str):
     minute, hour = map(int, run.stdout.split())
     samples = 3600 * SECOND
     in_and_out = 2 * samples * (4 + 1)
-    assert hour - minute < in_and_out + 4 * samples
+    assert hour - minute < 1.2 * in_and_out
