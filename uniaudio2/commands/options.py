@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,6 +20,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=TINY, metavar="PATH_OR_ID", help="default: the shipped checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default 0)")
     parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, mps, ...")
+
+
+def generation_knobs(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What the user set of these options of `generate`, and of the temperature, of which 0 means greedy."""
+    knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.temperature is not None:
+        knobs["do_sample"] = args.temperature > 0
+    if args.temperature:
+        knobs["temperature"] = args.temperature
+    return knobs
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,9 +14,10 @@ from .. import TASKS, UniAudio2ForConditionalGeneration, UniAudio2Processor
 from ..processing import AudioCodes, TaskFormat
 from ..processing.tasks import get_task
 from ..processing.turns import conversation_turns, default_task_of
+from . import analysis
 from .codes_file import CODES_SUFFIX, load_codes, recording, save_codes
 from .conversation_file import read_conversation
-from .options import add_model_arguments, check_audio_output, choose_device, report_audio
+from .options import add_model_arguments, check_audio_output, choose_device, generation_knobs, report_audio
 from .tasks import given_fields, option
 
 # Per value that some task takes, the tasks that take it.
@@ -35,7 +36,11 @@ def add_parser(commands) -> None:
     run = commands.add_parser(
         "run", help="do one task: speak, transcribe, describe, ...", epilog="`uniaudio2 tasks` lists the tasks."
     )
-    run.add_argument("--task", help="by default TTS for a text, ASR for a recording, audio_understanding for both")
+    run.add_argument(
+        "--task",
+        help="by default TTS for a text, ASR for a recording, audio_understanding for both; "
+        f"{analysis.TASK} is what a codec's text head says of a recording",
+    )
     for name in (*MAIN_FIELDS, *(name for name in FIELDS if name not in MAIN_FIELDS)):
         run.add_argument(option(name), help=MAIN_FIELDS.get(name, f"for {', '.join(FIELDS[name])}"))
     run.add_argument("--prompt", help="an instruction in place of the task's own")
@@ -68,6 +73,9 @@ def add_parser(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.task == analysis.TASK:
+        analysis.analyse(args)
+        return
     if args.output is not None and args.output.suffix.lower() != CODES_SUFFIX:
         check_audio_output(args.output)
 
@@ -81,13 +89,9 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--reasoning is for tasks that answer with audio, and {task.name} answers with text")
 
     model = UniAudio2ForConditionalGeneration.from_pretrained(args.model).to(device).eval()
-    names = ("max_new_tokens", "min_duration", "max_duration", "top_k", "top_p", "guidance_scale")
-    knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.temperature is not None:
-        knobs["do_sample"] = args.temperature > 0
-    if args.temperature:
-        knobs["temperature"] = args.temperature
-
+    knobs = generation_knobs(
+        args, "max_new_tokens", "min_duration", "max_duration", "top_k", "top_p", "guidance_scale"
+    )
     set_seed(args.seed)
     start = time.perf_counter()
     limit = knobs.get("max_new_tokens", model.generation_config.max_new_tokens)
