@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 import uniaudio2
 from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor
+from uniaudio2.training.tiny import CODE_FOLDERS
 
 RECORDINGS = Path(__file__).parents[1] / "benchmarks" / "recordings"
 
@@ -24,7 +25,7 @@ def test_it_is_small_and_complete():
 
 def test_its_code_is_that_of_the_package():
     package = Path(uniaudio2.__file__).parent
-    sources = {path.name: path for path in package.rglob("*.py") if "checkpoints" not in path.parts}
+    sources = {path.name: path for folder in CODE_FOLDERS for path in (package / folder).glob("*.py")}
     code = list(Path(TINY).rglob("*.py"))
     names = {path.name for path in code}
     assert names >= {"modeling_uniaudio2.py", "modeling_reasoning_codec.py", "processing_uniaudio2.py"}

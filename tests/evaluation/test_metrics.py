@@ -364,7 +364,7 @@ def test_speed_is_pooled():
     values = load_metric("speed").compute(predictions=[1.0, 1.0], references=[1.0, 3.0])
     assert values == {"rtf": pytest.approx(0.5)}
     for work, audio in ((1.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0)):
-        with pytest.raises(ValueError, match="seconds"):
+        with pytest.raises(ValueError, match="must be a positive number"):
             load_metric("speed").compute(predictions=[work], references=[audio])
 
 
@@ -409,7 +409,7 @@ def test_opinion_score_needs_its_packages_or_works(speech):
     try:
         metric.check()
     except MetricUnavailableError as error:
-        assert "uniaudio2[evaluate]" in str(error)
+        assert "uniaudio2[mos]" in str(error)
         pytest.skip(str(error))
     samples, rate = speech
     clean, worse = metric.items([samples, noisy(samples, 0.05)], None, rate)

@@ -54,8 +54,9 @@ class ItemMetric(evaluate.Metric, ABC):
     inputs: ClassVar[Mapping[str, str]]
     description: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    # Modules that must be importable, of the extra `uniaudio2[evaluate]`.
+    # Modules that must be importable, and what installs them.
     packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = EXTRA
     # Bootstrap resamples; fewer where one aggregation takes long.
     resamples: ClassVar[int] = 1000
 
@@ -98,7 +99,7 @@ class ItemMetric(evaluate.Metric, ABC):
         """
         missing = [name for name in self.packages if find_spec(name) is None]
         if missing:
-            raise MetricUnavailableError(f"{type(self).__name__} needs {', '.join(missing)}: {EXTRA}")
+            raise MetricUnavailableError(f"{type(self).__name__} needs {', '.join(missing)}: {self.extra}")
         return []
 
     def items(

@@ -23,6 +23,7 @@ class OpinionScore(ItemMetric):
     inputs: ClassVar = {"predictions": "audio"}
     scores: ClassVar = {name: Score("higher") for name in ("ovrl_mos", "sig_mos", "bak_mos", "p808_mos")}
     packages = ("speechmos", "librosa", "onnxruntime")
+    extra = "pip install 'uniaudio2[mos]'"
 
     def item(self, prediction, reference, sampling_rate):
         from speechmos import dnsmos
