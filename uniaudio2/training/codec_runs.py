@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .. import (
@@ -92,6 +92,8 @@ class CodecRun:
         Returns:
             `Path`: The folder `model` of what the stage made; for the scalar codec its weights alone.
         """
+        # Fresh parts start alike in every process and every run; the seed's default is that of `TrainingArguments`.
+        set_seed(self.recipe["arguments"].get("seed", TrainingArguments.seed))
         trainer, save = getattr(self, f"_{self.stage.replace('-', '_')}")()
         folder = Path(self.recipe["output"])
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -115,6 +115,7 @@ class LanguageModelRun:
             they are merged into it, and lie by themselves in `adapters/` beside it.
         """
         arguments = self.arguments()  # first: under ZeRO-3 it decides how models are loaded
+        set_seed(arguments.seed)  # adapters and new parts start alike in every process and every run
         processor = UniAudio2Processor.from_pretrained(self.model_path)
         with arguments.main_process_first(desc="lengths of texts"):
             mixture = self.mixture(processor, arguments.seed)

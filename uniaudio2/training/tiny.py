@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
@@ -89,6 +89,15 @@ def audio_ids(config: ReasoningCodecConfig) -> dict[str, int]:
         "audio_prompt_bos_token_id": offset + reconstruction + 4,
         "audio_prompt_eos_token_id": offset + reconstruction + 5,
     }
+
+
+def average_weights(model: nn.Module, shares: dict[Path, float]) -> None:
+    """Load the weighted mean of the weights that stages have left in their folders."""
+    mean: dict[str, torch.Tensor] = {}
+    for folder, share in shares.items():
+        for name, weight in load_file(folder / "model.safetensors").items():
+            mean[name] = mean.get(name, 0) + share * weight
+    model.load_state_dict(mean)
 
 
 def unlink_code(folder: Path) -> None:
@@ -306,6 +315,10 @@ class TinyRecipe:
             examples = TaskExamples(chosen, stage["tasks"])
             train(LanguageModelTrainer, model, examples, collator, folder / name, arguments)
             save_model(model, str(weights))
+        if "average" in self.recipe[folder.name]:
+            average_weights(
+                model, {folder / name: share for name, share in self.recipe[folder.name]["average"].items()}
+            )
         config = model.config
         model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id,
