@@ -13,9 +13,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow"
 
-# Everything but the tests that start processes or run the shipped checkpoint; under 90 seconds.
+# The models and what feeds them, without the tests that start processes or run the shipped checkpoint; under 90 seconds.
 test-fast: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not checkpoint"
+	$(PYTEST) -m "not slow and not checkpoint" tests/modeling_uniaudio2 tests/feature_extraction tests/processing
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
