@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor
 
 # Somebody says "zero one three eight"; the shipped checkpoint was not trained on it.
-RECORDING = Path(__file__).parents[1] / "benchmarks" / "recordings" / "heldout-00032.flac"
+RECORDING = Path(__file__).parents[1] / "benchmarks" / "recordings" / "heldout-00007.flac"
 
 
 def main():
