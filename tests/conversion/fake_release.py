@@ -18,9 +18,10 @@ from uniaudio2.conversion.codec_config import FLOW_FIELDS, SCALAR_FIELDS
 from uniaudio2.conversion.language_model import original_language_model_state_dict
 from uniaudio2.conversion.language_model_config import YAML_FIELDS
 from uniaudio2.conversion.scalar_codec import scalar_codec_key_table
-from uniaudio2.conversion.text_tokenizer import SLOTS
+from uniaudio2.conversion.text_tokenizer import LLAMA_NAMES
 from uniaudio2.modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
 from uniaudio2.modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration
+from uniaudio2.processing.special_tokens import SPECIAL_TOKENS
 
 
 @dataclass
@@ -77,7 +78,7 @@ def write_tokenizer(tokenizer, folder: Path, reserved: bool = True) -> Path:
     if reserved:
         path = folder / "tokenizer.json"
         text = path.read_text(encoding="utf-8")
-        for old, new in SLOTS:
+        for old, new in zip(LLAMA_NAMES, SPECIAL_TOKENS, strict=True):
             text = text.replace(json.dumps(new, ensure_ascii=False), json.dumps(old))
         path.write_text(text, encoding="utf-8")
     return folder

@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from uniaudio2.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from uniaudio2.processing.special_tokens import SPECIAL_TOKENS
+from uniaudio2.training.tokenizer import train_tokenizer
 
 TEXTS = ["seven three nine", "one two three four", "zero eight six five"] * 20
 

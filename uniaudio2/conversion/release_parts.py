@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodecModel
 from ..modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration
+from ..processing.special_tokens import BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN
 from .checkpoint_files import TorchFile
 from .codec import SCALAR_PREFIX, codec_origins, dropping_reason
 from .codec_config import (
@@ -26,7 +27,7 @@ from .language_model import language_model_origins
 from .language_model_config import YAML, YAML_FIELDS, language_model_config
 from .release_files import ReleaseFiles
 from .scalar_codec import scalar_codec_origins
-from .text_tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, load_text_tokenizer
+from .text_tokenizer import load_text_tokenizer
 
 CODEC_FILES = ("ReasoningCodec.checkpoint", "ReasoningCodec_1024.checkpoint")
 SCALAR_FILE = "sqcodec.pth"
@@ -88,7 +89,7 @@ def plan_language_model(
     text_ids = {
         "bos_token_id": (text_tokenizer.bos_token_id, f"tokenizer: {BOS_TOKEN}"),
         "eos_token_id": (text_tokenizer.eos_token_id, f"tokenizer: {EOS_TOKEN}"),
-        "pad_token_id": (text_tokenizer.pad_token_id, f"tokenizer: {PAD_TOKEN}"),
+        "pad_token_id": (text_tokenizer.pad_token_id, f"tokenizer: {TEXT_PAD_TOKEN}"),
     }
     config, fields = language_model_config(settings, shapes, text_ids, overrides)
 

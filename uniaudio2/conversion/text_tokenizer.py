@@ -7,40 +7,14 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|begin_of_text|>", "<|end_of_text|>", "<text_pad_token>"
+from ..processing.special_tokens import BOS_TOKEN, EOS_TOKEN, SPECIAL_TOKENS, TEXT_PAD_TOKEN
 
-# The slots from BOS on: Llama's name, and the one UniAudio 2.0 gives it where it does (released code).
-SLOTS = (
-    (BOS_TOKEN, BOS_TOKEN),
-    (EOS_TOKEN, EOS_TOKEN),
-    ("<|reserved_special_token_0|>", "<think>"),
-    ("<|reserved_special_token_1|>", "</think>"),
-    ("<|finetune_right_pad_id|>", "<|finetune_right_pad_id|>"),
-    ("<|reserved_special_token_2|>", "</answer>"),
-    ("<|start_header_id|>", "<|start_header_id|>"),
-    ("<|end_header_id|>", "<|end_header_id|>"),
-    ("<|eom_id|>", "<|eom_id|>"),
-    ("<|eot_id|>", "<|eot_id|>"),
-    ("<|python_tag|>", "<|python_tag|>"),
-    *(
-        (f"<|reserved_special_token_{3 + index}|>", name)
-        for index, name in enumerate(
-            (
-                "<transcription>",
-                "</transcription>",
-                "<lyric>",
-                "</lyric>",
-                "<caption>",
-                "</caption>",
-                "<answer>",
-                "<reason_token>",
-                "<semantic_token>",
-                PAD_TOKEN,
-            )
-        )
-    ),
-)
-PAD_SLOT = [name for _, name in SLOTS].index(PAD_TOKEN)
+PAD_SLOT = SPECIAL_TOKENS.index(TEXT_PAD_TOKEN)
+_RENAMED = [name for name in SPECIAL_TOKENS if not name.startswith("<|")]
+# From BOS on, the name of each slot in Llama 3.2 before it was renamed.
+LLAMA_NAMES = [
+    f"<|reserved_special_token_{_RENAMED.index(name)}|>" if name in _RENAMED else name for name in SPECIAL_TOKENS
+]
 
 # BOS of Llama 3, a literal of the released code, and the rows of its embedding table.
 LLAMA_BOS, LLAMA_VOCAB_SIZE = 128000, 128256
@@ -82,26 +56,26 @@ def load_text_tokenizer(path_or_id: str, vocab_size: int, text_pad_token_id: int
             f"{path_or_id} is not the tokenizer of this model: it has ids up to {largest}, but the text embedding has "
             f"{vocab_size} rows. Pass the tokenizer of Llama 3.2 with --tokenizer."
         )
-    if bos is None or bos != required or bos + len(SLOTS) > vocab_size:
+    if bos is None or bos != required or bos + len(SPECIAL_TOKENS) > vocab_size:
         raise ValueError(
             f"{path_or_id} is not the tokenizer of this model, whose text embedding has {vocab_size} rows: "
             f"{BOS_TOKEN} should be {LLAMA_BOS if vocab_size == LLAMA_VOCAB_SIZE else 'among them'}, but is {bos}. "
             "Pass the tokenizer of Llama 3.2 with --tokenizer."
         )
-    for slot, (old, new) in enumerate(SLOTS):
+    for slot, (old, new) in enumerate(zip(LLAMA_NAMES, SPECIAL_TOKENS, strict=True)):
         if names.get(bos + slot) not in (old, new):
             raise ValueError(
                 f"{path_or_id} is not the tokenizer of Llama 3.2: {bos + slot} should be {old}"
                 f"{f' or {new}' if new != old else ''}, but is {names.get(bos + slot)}. Pass it with --tokenizer."
             )
-    allowed = range(bos + 2, bos + len(SLOTS)) if bos == LLAMA_BOS else [bos + PAD_SLOT]
+    allowed = range(bos + 2, bos + len(SPECIAL_TOKENS)) if bos == LLAMA_BOS else [bos + PAD_SLOT]
     if text_pad_token_id not in allowed:
         raise ValueError(
             f"The yaml says text_pad_token={text_pad_token_id}, which {path_or_id} does not keep for it: expected "
-            f"{bos + PAD_SLOT} ({PAD_TOKEN}). Pass the tokenizer the model was trained with."
+            f"{bos + PAD_SLOT} ({TEXT_PAD_TOKEN}). Pass the tokenizer the model was trained with."
         )
 
-    renamed = {bos + slot: new for slot, (_, new) in enumerate(SLOTS) if names[bos + slot] != new}
+    renamed = {bos + slot: new for slot, new in enumerate(SPECIAL_TOKENS) if names[bos + slot] != new}
     for token in content["added_tokens"]:
         token["content"] = renamed.get(token["id"], token["content"])
     # A few tokenizers list the added tokens in the vocabulary too.
@@ -112,7 +86,7 @@ def load_text_tokenizer(path_or_id: str, vocab_size: int, text_pad_token_id: int
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
+        pad_token=TEXT_PAD_TOKEN,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],

@@ -17,7 +17,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .audio_file import DIGITAL_SOURCE_TYPE, as_samples, write_audio
 from .codec_reference import HUB_OPTIONS, Origin, load_codec, reference_from
 from .parts import codes_of, last_audio, read_parts
-from .rows import AUDIO_ROW, BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN, TEXT_ROW, WRAPPERS, AudioCodes, RowFormat, Rows
+from .rows import AUDIO_ROW, TEXT_ROW, WRAPPERS, AudioCodes, RowFormat, Rows
+from .special_tokens import BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN
 from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TEXT, TaskFormat, get_task
 from .trained_tasks import TrainedTasks
 from .turns import CODE_KEYS, Turn, check_conversation, conversation_turns, default_task_of, prompt_text

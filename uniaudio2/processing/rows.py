@@ -16,7 +16,6 @@ from .tasks import AUDIO_PROMPT, REASONING, TEXT, Segment, TaskFormat
 TEXT_ROW, AUDIO_ROW = 0, 3
 IGNORE_INDEX = -100
 
-BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN = "<|begin_of_text|>", "<|end_of_text|>", "<text_pad_token>"
 WRAPPERS = ("transcription", "lyric", "caption")
 
 

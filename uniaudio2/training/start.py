@@ -8,8 +8,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from .. import ReasoningCodecModel, UniAudio2Config, UniAudio2FeatureExtractor, UniAudio2ForConditionalGeneration
-from ..conversion.text_tokenizer import BOS_TOKEN, PAD_SLOT, load_text_tokenizer
+from ..conversion.text_tokenizer import PAD_SLOT, load_text_tokenizer
 from ..processing.processing_uniaudio2 import UniAudio2Processor
+from ..processing.special_tokens import BOS_TOKEN
 from .tiny import audio_ids
 
 

@@ -9,34 +9,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-BOS_TOKEN = "<|begin_of_text|>"
-EOS_TOKEN = "<|end_of_text|>"
-PAD_TOKEN = "<text_pad_token>"
-
-# In the order of the released tokenizer, where they are 128000 to 128020.
-SPECIAL_TOKENS = (
-    BOS_TOKEN,
-    EOS_TOKEN,
-    "<think>",
-    "</think>",
-    "<|finetune_right_pad_id|>",
-    "</answer>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    "<transcription>",
-    "</transcription>",
-    "<lyric>",
-    "</lyric>",
-    "<caption>",
-    "</caption>",
-    "<answer>",
-    "<reason_token>",
-    "<semantic_token>",
-    PAD_TOKEN,
-)
+from ..processing.special_tokens import BOS_TOKEN, EOS_TOKEN, SPECIAL_TOKENS, TEXT_PAD_TOKEN
 
 
 def train_tokenizer(
@@ -89,7 +62,7 @@ def train_tokenizer(
         tokenizer_object=tokenizer,
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
+        pad_token=TEXT_PAD_TOKEN,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
