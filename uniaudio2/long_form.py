@@ -14,6 +14,8 @@ from .processing.rows import AudioCodes
 
 # Both streams have whole frames in 0.4 s: two of reasoning, five of reconstruction.
 UNIT_SECONDS, UNIT_REASONING, UNIT_RECONSTRUCTION = 0.4, 2, 5
+# A place is quiet where this many seconds are this much quieter than the chunk before its end.
+PAUSE_SECONDS, PAUSE_DECIBELS = 0.2, 20.0
 # Rows kept for an answer in text if neither the call nor the checkpoint limits it.
 DEFAULT_ANSWER_ROWS = 448
 
@@ -46,15 +48,18 @@ def transcribe_long(
     task: str = "ASR",
     chunk_seconds: float | None = None,
     overlap_seconds: float = 4.0,
+    search_seconds: float = 5.0,
     batch_size: int = 1,
     **generate_options,
 ) -> str:
     """
     The text of a recording of any length.
 
-    The codec encodes the whole recording. Where its rows and the answer would not fit into the context that the model
-    was trained on, the codes are cut into chunks that overlap, and the texts of the chunks are joined where they say
-    the same ([`merge_transcripts`]).
+    A recording whose rows and the answer would not fit into the context that the model was trained on is cut into
+    chunks, in pauses where there are any ([`plan_chunks`]). Each is encoded and understood by itself. Where there was
+    no pause the chunks overlap, and their texts are joined where they say the same ([`merge_transcripts`]).
+
+    Codes that are given tell nothing of pauses: their chunks are all of one length, and overlap.
 
     Args:
         model ([`UniAudio2ForConditionalGeneration`]): The language model.
@@ -63,18 +68,20 @@ def transcribe_long(
         sampling_rate (`int`, *optional*): Rate of a waveform in hertz.
         task (`str`, *optional*, defaults to `"ASR"`): A task from a recording alone to text.
         chunk_seconds (`float`, *optional*): Longest chunk; by default what fits into `trained_context_length`.
-        overlap_seconds (`float`, *optional*, defaults to 4.0): What a chunk repeats of the one before.
+        overlap_seconds (`float`, *optional*, defaults to 4.0):
+            What a chunk repeats of the one before if there is no pause between them.
+        search_seconds (`float`, *optional*, defaults to 5.0):
+            How long before the longest chunk would end a pause is looked for; three quarters of a chunk if that
+            is less.
         batch_size (`int`, *optional*, defaults to 1): Chunks that are understood together.
         generate_options: Options of [`~UniAudio2GenerationMixin.generate`]. `max_new_tokens` is per chunk.
 
     Raises:
         ValueError: If a chunk is not longer than the overlap, or longer than the context.
     """
-    codes = audio if isinstance(audio, AudioCodes) else processor.encode_audio([audio], sampling_rate)[0]
     if generate_options.get("max_new_tokens") is None:
         generate_options["max_new_tokens"] = model.generation_config.max_new_tokens or DEFAULT_ANSWER_ROWS
-    num_units = math.ceil(codes.reconstruction_codes.shape[1] / UNIT_RECONSTRUCTION)
-    most = _units_in_context(model, processor, codes, task, generate_options["max_new_tokens"])
+    most = _units_in_context(model, processor, task, generate_options["max_new_tokens"])
     chunk = most if chunk_seconds is None else int(chunk_seconds / UNIT_SECONDS + 1e-6)
     overlap = math.ceil(overlap_seconds / UNIT_SECONDS - 1e-6)
     if not 0 <= overlap < chunk <= most:
@@ -83,21 +90,71 @@ def transcribe_long(
             f"what the context of {model.config.trained_context_length} rows holds beside "
             f"{generate_options['max_new_tokens']} of the answer; got {chunk * UNIT_SECONDS:g} s."
         )
-    chunks = [_cut_codes(codes, start, end, num_units) for start, end in plan_chunks(num_units, chunk, overlap)]
+    if isinstance(audio, AudioCodes):
+        chunks, overlaps = _chunks_of_codes(audio, chunk, overlap)
+    else:
+        rate = processor.feature_extractor.sampling_rate
+        inputs = processor.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
+        waveform, unit = inputs["input_values"][0, 0], round(UNIT_SECONDS * rate)
+        planned = plan_chunks(waveform, chunk * unit, overlap * unit, round(search_seconds * rate), rate)
+        chunks = [{"array": waveform[start:end], "sampling_rate": rate} for start, end in planned]
+        overlaps = [before[1] > after[0] for before, after in itertools.pairwise(planned)]
     texts = []
     for first in range(0, len(chunks), batch_size):
         inputs = processor(audio=chunks[first : first + batch_size], task=task)
         texts += processor.batch_decode(model.generate(**inputs, **generate_options))
     text = texts[0]
-    for following in texts[1:]:
-        text = merge_transcripts(text, following)
+    for following, repeats in zip(texts[1:], overlaps, strict=True):
+        text = merge_transcripts(text, following) if repeats else _side_by_side(text, following)
     return text
 
 
-def plan_chunks(length: int, chunk: int, overlap: int) -> list[tuple[int, int]]:
-    """Start and end of chunks over `length` units; each begins `overlap` units before the end of the one before."""
-    starts = range(0, max(length - overlap, 1), chunk - overlap)
-    return [(start, min(start + chunk, length)) for start in starts]
+def plan_chunks(
+    waveform: torch.Tensor, chunk: int, overlap: int, search: int, sampling_rate: int = 24_000
+) -> list[tuple[int, int]]:
+    """
+    Where a recording is cut into chunks.
+
+    A chunk ends at the quietest place of its last `search` samples, and the next begins there, if it is a pause: 0.2 s
+    which are 20 dB quieter than the longest chunk that could be. Without a pause, speech goes on across the border.
+    Then the next chunk begins about `overlap` samples before the end of this one, each at the quietest place nearby.
+
+    Args:
+        waveform (`torch.Tensor` of shape `(samples,)`): The recording.
+        chunk (`int`): Samples of the longest chunk.
+        overlap (`int`): Samples that a chunk repeats at most where there is no pause; fewer than `chunk`.
+        search (`int`): Samples before the end of the longest chunk in which a pause is looked for; three
+            quarters of it if that is less.
+        sampling_rate (`int`, *optional*, defaults to 24000): Rate of the waveform in hertz.
+
+    Returns:
+        `list[tuple[int, int]]`: First and last sample (exclusive) of each chunk. They cover the recording.
+    """
+    pause, nearby = round(PAUSE_SECONDS * sampling_rate), min(overlap, chunk - overlap) // 4
+    chunks, start = [], 0
+    while len(waveform) - start > chunk:
+        longest = waveform[start : start + chunk]
+        end = start + chunk - min(search, chunk * 3 // 4)
+        end, power = _quietest_place(waveform, end, start + chunk, pause)
+        if power <= longest.double().square().mean() * 10 ** (-PAUSE_DECIBELS / 10):
+            chunks.append((start, end))
+            start = end
+            continue
+        end, _ = _quietest_place(waveform, start + chunk - nearby, start + chunk, pause)
+        chunks.append((start, end))
+        start, _ = _quietest_place(waveform, end - overlap, end - overlap + nearby, pause)
+    return [*chunks, (start, len(waveform))]
+
+
+def _quietest_place(waveform: torch.Tensor, first: int, last: int, length: int) -> tuple[int, float]:
+    """The middle of the quietest `length` samples between two places, the latest of equal ones, and their power."""
+    length = min(length, last - first)
+    if length == 0:
+        return last, math.inf
+    powers = torch.nn.functional.pad(waveform[first:last].double().square().cumsum(0), (1, 0))
+    powers = ((powers[length:] - powers[:-length]) / length).flip(0)
+    quietest = int(powers.argmin())
+    return last - quietest - length // 2, float(powers[quietest])
 
 
 def merge_transcripts(left: str, right: str) -> str:
@@ -132,27 +189,36 @@ def merge_transcripts(left: str, right: str) -> str:
         lengths = longer
     if cut is not None:
         return left[: cut[0]] + right[cut[1] :]
+    return _side_by_side(left, right)
+
+
+def _side_by_side(left: str, right: str) -> str:
     left, right = left.rstrip(), right.lstrip()
     is_wide = bool(left and right and (re.match(WIDE, right[0]) or re.match(WIDE, left[-1])))
     return left + ("" if is_wide or not left or not right else " ") + right
 
 
-def _units_in_context(model: Any, processor: Any, codes: AudioCodes, task: str, answer_rows: int) -> int:
+def _units_in_context(model: Any, processor: Any, task: str, answer_rows: int) -> int:
     """The most units of 0.4 s that fit into the context beside the rest of the prompt and the answer."""
-    probe = _cut_codes(codes, 0, 1, math.inf)
-    num_codes = probe.reasoning_codes.shape[1] + probe.reconstruction_codes.shape[1]
-    num_other_rows = processor(audio=probe, task=task)["input_ids"].shape[1] - num_codes
-    room = model.config.trained_context_length - num_other_rows - answer_rows
-    return room // (UNIT_REASONING + UNIT_RECONSTRUCTION)
+    rows_of_unit = UNIT_REASONING + UNIT_RECONSTRUCTION
+    codes = torch.zeros(processor.num_codebooks, UNIT_RECONSTRUCTION, dtype=torch.long)
+    unit = AudioCodes(codes[:, :UNIT_REASONING], codes)
+    num_other_rows = processor(audio=unit, task=task)["input_ids"].shape[1] - rows_of_unit
+    return (model.config.trained_context_length - num_other_rows - answer_rows) // rows_of_unit
 
 
-def _cut_codes(codes: AudioCodes, start: int, end: int, num_units: float) -> AudioCodes:
-    """Units of both streams; the last chunk has all frames that there are."""
-    stops = (None, None) if end >= num_units else (end * UNIT_REASONING, end * UNIT_RECONSTRUCTION)
-    return AudioCodes(
-        codes.reasoning_codes[:, start * UNIT_REASONING : stops[0]],
-        codes.reconstruction_codes[:, start * UNIT_RECONSTRUCTION : stops[1]],
-    )
+def _chunks_of_codes(codes: AudioCodes, chunk: int, overlap: int) -> tuple[list[AudioCodes], list[bool]]:
+    """Chunks of whole units, each beginning `overlap` units before the end of the one before, and whether it does."""
+    num_units = math.ceil(codes.reconstruction_codes.shape[1] / UNIT_RECONSTRUCTION)
+    chunks = []
+    for start in range(0, max(num_units - overlap, 1), chunk - overlap):
+        # The last chunk has all frames that there are.
+        end = None if start + chunk >= num_units else start + chunk
+        reasoning, reconstruction = (
+            slice(start * size, None if end is None else end * size) for size in (UNIT_REASONING, UNIT_RECONSTRUCTION)
+        )
+        chunks.append(AudioCodes(codes.reasoning_codes[:, reasoning], codes.reconstruction_codes[:, reconstruction]))
+    return chunks, [overlap > 0] * (len(chunks) - 1)
 
 
 # Long texts to speech
