@@ -128,6 +128,35 @@ def test_advantages_are_relative_to_the_group(make_trainer):
     torch.testing.assert_close(inputs["advantages"], expected.repeat(2), rtol=1e-3, atol=1e-3)
 
 
+def test_what_generation_saw_is_what_the_learning_pass_sees(make_trainer, processor):
+    """So that at the first step the ratio to the policy that answered is one: caches, padding and training mode."""
+    trainer = make_trainer()
+    inputs = scored(trainer, trainer.train_dataset.select(range(8)))
+    audio = {name: inputs[name] for name in ("whisper_features", "music_features", "reasoning_mask")}
+    trainer.model.train()
+    answered = trainer.model.generate(
+        input_ids=inputs["prompt_ids"], attention_mask=inputs["prompt_mask"], **audio, max_new_tokens=4,
+        do_sample=True, top_k=0, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    ids = answered.sequences[:, inputs["prompt_ids"].shape[1] :]
+    ended = ids == processor.tokenizer.eos_token_id
+    own = ended.cumsum(dim=1) - ended.int() == 0
+    given = torch.stack(answered.logits, dim=1).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    found = log_probabilities(trainer, inputs | {"completion_ids": ids, "completion_mask": own.long()})
+    torch.testing.assert_close(found[own], given[own], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_reward_rises_where_hearing_helps(make_trainer):
+    """Eight groups a step: with one or two, the gradient is which word is right in this batch, not which was heard.
+    Without hearing, half of the answers are right at best."""
+    trainer = make_trainer(max_steps=40, per_device_train_batch_size=64, learning_rate=2e-3, seed=0)
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(rewards[:4]) / 4 < 0.6
+    assert sum(rewards[-8:]) / 8 > 0.75
+
+
 @pytest.mark.parametrize("train_reasoning_branch", [True, False])
 def test_the_supervised_model_stays_beside_the_one_that_learns(make_trainer, guessing, train_reasoning_branch):
     adapters = {"rank": 4, "alpha": 4, "dropout": 0.0, "train_reasoning_branch": train_reasoning_branch}
