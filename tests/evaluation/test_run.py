@@ -20,7 +20,13 @@ def finished(model_folder, data_folder, definition, tmp_path_factory):
     """A suite that has been run over all four items."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(yaml.safe_dump(definition()))
-    evaluate(str(folder / "small.yaml"), model=str(model_folder), data=str(data_folder), output=folder / "out")
+    evaluate(
+        str(folder / "small.yaml"),
+        model=str(model_folder),
+        data=str(data_folder),
+        output=folder / "out",
+        batch_size=2,
+    )
     return folder
 
 
@@ -36,6 +42,7 @@ def numbers(folder, test="small/listening", speed=False):
 
 def run(finished, folder, model_folder, data_folder, **options):
     suite = str(finished / "small.yaml")
+    options = {"batch_size": 2, **options}
     return evaluate(suite, model=str(model_folder), data=str(data_folder), output=folder, **options)
 
 
@@ -53,15 +60,15 @@ def test_a_run_leaves_manifest_scores_and_report(finished):
 
 
 def test_kill_and_resume_end_with_the_same_numbers(finished, model_folder, data_folder, tmp_path, monkeypatch):
-    answer, asked = Predictor.answer, []
+    answers, asked = Predictor.answers, []
 
-    def dies_at_the_third(self, test, fields, shots, seed):
-        asked.append((test.name, seed))
-        if len(asked) == 3:
+    def dies_at_the_second_batch(self, test, questions):
+        asked.extend((test.name, question.seed) for question in questions)
+        if len(asked) == 4:
             raise KeyboardInterrupt
-        return answer(self, test, fields, shots, seed)
+        return answers(self, test, questions)
 
-    monkeypatch.setattr(Predictor, "answer", dies_at_the_third)
+    monkeypatch.setattr(Predictor, "answers", dies_at_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         run(finished, tmp_path, model_folder, data_folder)
     assert not (tmp_path / "small/listening/predictions.jsonl").exists()

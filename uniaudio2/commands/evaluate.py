@@ -13,6 +13,7 @@ def add_parser(commands) -> None:
     evaluate.add_argument("--limit", type=int, metavar="N", help="take only the first N items of every test")
     evaluate.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR", help="default: evaluation")
     evaluate.add_argument("--seed", type=int, default=0, help="of the answers and the bootstrap (default 0)")
+    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N", help="items answered together (default 8)")
     evaluate.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
     evaluate.add_argument("--list", action="store_true", help="list the suites and their tests")
     evaluate.set_defaults(command=_evaluate)
@@ -51,6 +52,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             tests=args.test,
             device=None if args.device == "auto" else choose_device(args.device),
             seed=args.seed,
+            batch_size=args.batch_size,
         )
     )
     if summaries:

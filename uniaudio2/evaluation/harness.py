@@ -87,7 +87,9 @@ def evaluate_text(
     }
 
 
-def run_benchmark(test: SuiteTest, predictor: Predictor, folder: Path, limit: int | None, seed: int) -> dict[str, Any]:
+def run_benchmark(
+    test: SuiteTest, predictor: Predictor, folder: Path, limit: int | None, seed: int, batch_size: int = 1
+) -> dict[str, Any]:
     """
     The benchmarks of a test, as `scores.json` of the other tests: errors of the harness make the 95% intervals.
 
@@ -95,10 +97,17 @@ def run_benchmark(test: SuiteTest, predictor: Predictor, folder: Path, limit: in
     """
     summary: dict[str, Any] = {
         "suite": test.suite, "test": test.name, "model": predictor.name, "revision": predictor.revision, "seed": seed,
-        "items": 0, "failed": {}, "left_out": [], "metrics": {}, "scores": [],
+        "batch_size": batch_size, "items": 0, "failed": {}, "left_out": [], "metrics": {}, "scores": [],
     }  # fmt: skip
     try:
-        numbers = evaluate_text(predictor.model, predictor.processor.tokenizer, **test.harness, limit=limit, seed=seed)
+        numbers = evaluate_text(
+            predictor.model,
+            predictor.processor.tokenizer,
+            **test.harness,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+        )
     except (ImportError, OSError) as error:
         summary["left_out"].append({"metric": ", ".join(test.harness["tasks"]), "reason": str(error).splitlines()[0]})
         numbers = {}

@@ -4,6 +4,7 @@ What a system has answered, as files: everything that metrics read.
     FOLDER/run.json             what was run: suite, test, model and its revision, seed, settings, versions
     FOLDER/predictions.jsonl    one line per item: its fields, the answer, the seconds it took, or the error
     FOLDER/audio/               recordings: answers, and fields that did not come as files
+    FOLDER/codes/               codes of recordings, where they are the answers
 
 Another system's answers are scored like ours: write `predictions.jsonl` (`id`, `fields`, `answer`) and a `run.json`
 with `suite` and `test`.
@@ -16,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RUN_FILE, PREDICTIONS_FILE, AUDIO_FOLDER, ITEM_FOLDER = "run.json", "predictions.jsonl", "audio", "items"
+RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
+AUDIO_FOLDER, CODES_FOLDER, ITEM_FOLDER = "audio", "codes", "items"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -44,7 +46,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """
-    The items of a finished run, recordings as absolute paths.
+    The items of a finished run, with the paths of recordings and codes.
 
     Raises:
         ValueError: if there are none, or a line lacks `id`, `fields` or both `answer` and `error`.
@@ -70,9 +72,16 @@ def audio_value(path: Path | str) -> dict[str, str]:
     return {"audio": str(path)}
 
 
+def codes_value(path: Path | str) -> dict[str, str]:
+    """A file of codes as it stands in a manifest."""
+    return {"codes": str(path)}
+
+
 def _resolved(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {name: _value(value, folder) for name, value in fields.items()}
 
 
 def _value(value: Any, folder: Path) -> Any:
-    return str(folder / value["audio"]) if isinstance(value, dict) and "audio" in value else value
+    if isinstance(value, dict) and len(value) == 1 and value.keys() <= {"audio", "codes"}:
+        return str(folder / next(iter(value.values())))
+    return value

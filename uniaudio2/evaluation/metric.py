@@ -19,6 +19,7 @@ _FEATURES = {
     "texts": (SequenceFeature(Value("string")), Value("string")),
     "audio": (SequenceFeature(Value("float32")), Value("string")),
     "number": (Value("float64"),),
+    "codes": (SequenceFeature(SequenceFeature(Value("int64"))), Value("string")),
 }
 
 
@@ -50,7 +51,7 @@ class ItemMetric(evaluate.Metric, ABC):
     """
 
     scores: ClassVar[Mapping[str, Score]]
-    # What `predictions` and `references` hold: "text", "texts" (several references), "audio" or "number".
+    # What `predictions` and `references` hold: "text", "texts" (several references), "audio", "number" or "codes".
     inputs: ClassVar[Mapping[str, str]]
     description: ClassVar[str] = ""
     citation: ClassVar[str] = ""
@@ -137,6 +138,13 @@ class ItemMetric(evaluate.Metric, ABC):
                 rows.append(None)
         width = max((len(row) for row in rows if row is not None), default=len(self.scores))
         return np.array([[np.nan] * width if row is None else row for row in rows], dtype=np.float64)
+
+    def checked_items(self, predictions, references, sampling_rate, failures) -> tuple[np.ndarray, list[int]]:
+        """For metrics of the whole set: the rows that `item` gives, and the indices of the items that have one."""
+        found: dict[int, str] = {}
+        rows = ItemMetric.items(self, predictions, references, sampling_rate, found if failures is not None else None)
+        (failures if failures is not None else {}).update(found)
+        return rows, [index for index in range(len(rows)) if index not in found]
 
     @abstractmethod
     def item(self, prediction: Any, reference: Any, sampling_rate: int | None) -> Sequence[float]:

@@ -6,8 +6,9 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 import torch
@@ -15,20 +16,46 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from .. import UniAudio2ForConditionalGeneration, UniAudio2Processor, __version__
+from ..processing import AudioCodes
+from .codes import write_codes
 from .data import Items
 from .manifest import (
     AUDIO_FOLDER,
+    CODES_FOLDER,
     ITEM_FOLDER,
     PREDICTIONS_FILE,
     RUN_FILE,
     audio_value,
+    codes_value,
     read_run,
     write_atomically,
     write_json,
 )
-from .suite import RECONSTRUCTION_TASK, SuiteTest
+from .suite import CODES_TASK, RECONSTRUCTION_TASK, SuiteTest
 
 PACKAGES = ("torch", "transformers", "diffusers", "numpy", "soundfile", "soxr")
+
+
+class Question(NamedTuple):
+    """
+    One item, as a model takes it.
+
+    Args:
+        fields (`dict[str, Any]`): Its values.
+        shots (`list[dict[str, Any]]`): The values of the examples before it.
+        seed (`int`): Of all random numbers of this item, so that it does not depend on the others.
+    """
+
+    fields: dict[str, Any]
+    shots: list[dict[str, Any]]
+    seed: int
+
+
+class Answer(NamedTuple):
+    """A text, a waveform on the CPU or codes, and how many tokens or frames it took."""
+
+    content: str | torch.Tensor | AudioCodes
+    tokens: int
 
 
 class Predictor:
@@ -54,51 +81,75 @@ class Predictor:
         return getattr(self.model.config, "_commit_hash", None)
 
     @torch.no_grad()
-    def answer(
-        self, test: SuiteTest, fields: dict[str, Any], shots: list[dict[str, Any]], seed: int
-    ) -> tuple[str | torch.Tensor, int]:
+    def answers(self, test: SuiteTest, questions: Sequence[Question]) -> list[Answer]:
         """
-        The answer to one item, and how many tokens or frames it took.
+        The answers to a batch of items, each what it is alone.
 
-        Args:
-            test (`SuiteTest`): The task and its settings.
-            fields (`dict[str, Any]`): The values of the item.
-            shots (`list[dict[str, Any]]`): The values of the examples before it.
-            seed (`int`): Of all random numbers of this item, so that it does not depend on the others.
+        Raises:
+            ValueError, TypeError, OSError: if one of the items cannot be asked, or has no answer.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generators = [torch.Generator().manual_seed(question.seed) for question in questions]
+        if test.task == CODES_TASK:
+            codes = self.processor.encode_audio([question.fields["audio"] for question in questions])
+            return [Answer(item, sum(stream.shape[1] for stream in vars(item).values())) for item in codes]
         if test.task == RECONSTRUCTION_TASK:
-            inputs = self.processor.feature_extractor(fields["audio"], return_tensors="pt").to(self.device)
-            codes = self.processor.codec.encode(**inputs).reconstruction_codes
-            audio = self.processor.codec.decode(codes, generator=generator, **test.codec).audio_values[0, 0]
-            # The codes stand for whole frames; the recording ends inside the last one.
-            return audio[: inputs["input_values"].shape[-1]].float().cpu(), codes.shape[-1]
-        inputs = self._inputs(test, fields, shots).to(self.device)
+            return self._reconstructions(test, questions, generators)
+        inputs = self._inputs(test, questions).to(self.device)
         settings = {**test.generation}
         if settings.get("num_beams", 1) == 1:
-            settings["generator"] = generator
+            settings["generator"] = generators
         sequences = self.model.generate(**inputs, **settings)
         if test.format.output == "text":
-            return self.processor.decode(sequences)[0], sequences.shape[1]
-        waveform = self.processor.decode(sequences, generator=generator, **test.codec)[0]
-        if waveform.numel() == 0:
+            end_ids = settings.get("eos_token_id", self.model.generation_config.eos_token_id)
+            lengths = _text_lengths(sequences, end_ids)
+            return list(map(Answer, self.processor.decode(sequences), lengths))
+        waveforms = self.processor.decode(sequences, generator=generators, **test.codec)
+        if any(waveform.numel() == 0 for waveform in waveforms):
             raise ValueError("the answer holds no audio frame")
-        return waveform, sequences.shape[1] - inputs["input_ids"].shape[1]
+        lengths = self._frame_counts(sequences[:, inputs["input_ids"].shape[1] :])
+        return list(map(Answer, waveforms, lengths))
 
-    def _inputs(self, test: SuiteTest, fields: dict[str, Any], shots: list[dict[str, Any]]):
-        format_ = test.format
-        given = {name: fields[name] for name in format_.condition_fields}
-        if not shots:
+    def _reconstructions(
+        self, test: SuiteTest, questions: Sequence[Question], generators: list[torch.Generator]
+    ) -> list[Answer]:
+        recordings = [question.fields["audio"] for question in questions]
+        inputs = self.processor.feature_extractor(recordings, return_tensors="pt").to(self.device)
+        encoded = self.processor.codec.encode(**inputs)
+        decoded = self.processor.codec.decode(encoded.reconstruction_codes, generator=generators, **test.codec)
+        # The codes stand for whole frames; the recording ends inside the last one.
+        lengths = inputs["padding_mask"].sum(dim=1).tolist()
+        frames = encoded.reconstruction_mask.sum(dim=1).tolist()
+        return [
+            Answer(audio[0, :length].float().cpu(), count)
+            for audio, length, count in zip(decoded.audio_values, lengths, frames, strict=True)
+        ]
+
+    def _frame_counts(self, rows: torch.LongTensor) -> list[int]:
+        """How many frames were generated: what follows an item's end is padding."""
+        config = self.model.config
+        padding = config.reconstruction_pad_token_id + config.reasoning_vocab_size
+        return (rows[..., :-1] != padding).any(dim=-1).sum(dim=1).tolist()
+
+    def _inputs(self, test: SuiteTest, questions: Sequence[Question]):
+        names = test.format.condition_fields
+        if test.few_shot is None:
+            given = {name: [question.fields[name] for question in questions] for name in names}
             return self.processor(**given, task=test.task, prompt=test.prompt)
-        answers = [name for name in format_.fields if name not in format_.condition_fields]
+        return self.processor.apply_chat_template(
+            [self._conversation(test, question) for question in questions],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+        )
+
+    def _conversation(self, test: SuiteTest, question: Question) -> list[dict[str, Any]]:
+        given = test.format.condition_fields
+        answers = [name for name in test.format.fields if name not in given]
         messages = [{"role": "system", "content": test.prompt}] if test.prompt else []
-        for shot in shots:
+        for shot in question.shots:
             messages.append(self._message("user", test, {name: shot[name] for name in given}))
             messages.append(self._message("assistant", test, {name: shot[name] for name in answers}))
-        messages.append(self._message("user", test, given))
-        return self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, add_generation_prompt=True
-        )
+        return [*messages, self._message("user", test, {name: question.fields[name] for name in given})]
 
     def _message(self, role: str, test: SuiteTest, values: dict[str, Any]) -> dict[str, Any]:
         parts = [
@@ -110,8 +161,20 @@ class Predictor:
         return {"role": role, "content": parts, "task": test.task}
 
 
+def _text_lengths(sequences: torch.LongTensor, end_ids: int | list[int] | None) -> list[int]:
+    """How many ids were generated, the first end included: what follows it is padding."""
+    ends = torch.isin(sequences, torch.tensor([] if end_ids is None else end_ids, device=sequences.device))
+    return ((ends.cumsum(dim=1) - ends.long()) == 0).sum(dim=1).tolist()
+
+
 def predict(
-    test: SuiteTest, items: Items, predictor: Predictor, folder: Path, seed: int = 0, limit: int | None = None
+    test: SuiteTest,
+    items: Items,
+    predictor: Predictor,
+    folder: Path,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int = 1,
 ) -> None:
     """
     Answer all items of a test, those that are not answered yet.
@@ -125,30 +188,39 @@ def predict(
         folder (`Path`): See `manifest.py`.
         seed (`int`, *optional*, defaults to 0): Item `n` is seeded with `seed + n`.
         limit (`int`, *optional*): Take only the first items.
+        batch_size (`int`, *optional*, defaults to 1): Items that are answered together; they share the seconds.
 
     Raises:
         ValueError: if the folder holds another run.
     """
     state = PartialState()
-    run = _run(test, predictor, seed)
+    run = _run(test, predictor, seed, batch_size)
     if state.is_main_process:
         _claim(folder, run)
     state.wait_for_everyone()
 
     indices = list(range(min(len(items), limit or len(items))))
     done = _done(folder)
-    mine = indices[state.process_index :: state.num_processes]
-    bar = tqdm(mine, desc=test.full_name, unit=" items", disable=not state.is_main_process)
-    for index in bar:
-        if f"{index:06d}" not in done:
-            _predict_one(test, items, index, predictor, folder, seed)
+    # The same batches however many processes there are, and after a kill: an item's numbers may depend on those
+    # beside it in their last digits.
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    bar = tqdm(desc=test.full_name, total=sum(map(len, mine)), unit=" items", disable=not state.is_main_process)
+    with bar:
+        for batch in mine:
+            is_done = all(f"{index:06d}" in done for index in batch)
+            for row in [] if is_done else _answered(test, items, batch, predictor, folder, seed):
+                if row["id"] not in done:
+                    path = folder / ITEM_FOLDER / f"{row['id']}.json"
+                    write_atomically(path, json.dumps(row, ensure_ascii=False))
+            bar.update(len(batch))
     state.wait_for_everyone()
     if state.is_main_process:
         _collect(folder)
     state.wait_for_everyone()
 
 
-def _run(test: SuiteTest, predictor: Predictor, seed: int) -> dict[str, Any]:
+def _run(test: SuiteTest, predictor: Predictor, seed: int, batch_size: int) -> dict[str, Any]:
     return {
         "suite": test.suite,
         "test": test.name,
@@ -163,6 +235,7 @@ def _run(test: SuiteTest, predictor: Predictor, seed: int) -> dict[str, Any]:
         "model": predictor.name,
         "revision": predictor.revision,
         "seed": seed,
+        "batch_size": batch_size,
         "versions": {
             "python": platform.python_version(),
             "uniaudio2": __version__,
@@ -178,13 +251,14 @@ def _device_name(device: torch.device) -> str:
 
 def _claim(folder: Path, run: dict[str, Any]) -> None:
     (folder / ITEM_FOLDER).mkdir(parents=True, exist_ok=True)
-    (folder / AUDIO_FOLDER).mkdir(exist_ok=True)
+    for name in (AUDIO_FOLDER, CODES_FOLDER):
+        (folder / name).mkdir(exist_ok=True)
     if not (folder / RUN_FILE).exists():
         write_json(folder / RUN_FILE, run)
         return
     before = read_run(folder)
-    # Versions and device may change between a kill and its resumption; what is asked may not.
-    asked = [name for name in run if name not in ("versions", "device")]
+    # Versions, device and batches may change between a kill and its resumption; what is asked may not.
+    asked = [name for name in run if name not in ("versions", "device", "batch_size")]
     different = [name for name in asked if before.get(name) != json.loads(json.dumps(run[name]))]
     if different:
         changes = "; ".join(f"{name} was {before.get(name)!r} and is {run[name]!r}" for name in different)
@@ -198,28 +272,70 @@ def _done(folder: Path) -> set[str]:
     return done
 
 
-def _predict_one(test: SuiteTest, items: Items, index: int, predictor: Predictor, folder: Path, seed: int) -> None:
-    item = items[index]
-    row: dict[str, Any] = {"id": item["id"], "fields": {}, "seed": seed + index}
+# A recording that cannot be read, or an answer without audio: this item failed, the others go on.
+ITEM_ERRORS = (ValueError, TypeError, OSError)
+
+
+def _answered(
+    test: SuiteTest, items: Items, indices: Sequence[int], predictor: Predictor, folder: Path, seed: int
+) -> Iterator[dict[str, Any]]:
+    """What the manifest says of some items: all of them asked at once, or one by one if that fails."""
+    rows, questions = [], []
+    for index in indices:
+        item = items[index]
+        row: dict[str, Any] = {"id": item["id"], "fields": {}, "seed": seed + index}
+        try:
+            row["fields"], fields = _kept(test, item, folder)
+            shots = [_kept(test, shot, folder)[1] for shot in items.shots(index, seed)]
+        except ITEM_ERRORS as error:
+            yield {**row, "error": _one_line(error)}
+            continue
+        rows.append(row)
+        questions.append(Question(fields, shots, seed + index))
+    if not rows:
+        return
     try:
-        row["fields"], fields = _kept(test, item, folder)
-        shots = [_kept(test, shot, folder)[1] for shot in items.shots(index, seed)]
         start = time.perf_counter()
-        answer, row["tokens"] = predictor.answer(test, fields, shots, seed + index)
-        row["seconds"] = time.perf_counter() - start
-        if isinstance(answer, str):
-            row["answer"], heard = answer, fields.get("audio")
-            if heard is not None:
-                row["audio_seconds"] = soundfile.info(heard).duration
+        answers = predictor.answers(test, questions)
+        seconds = (time.perf_counter() - start) / len(rows)
+    except ITEM_ERRORS as error:
+        if len(rows) == 1:
+            yield {**rows[0], "error": _one_line(error)}
         else:
-            name = f"{AUDIO_FOLDER}/{item['id']}.flac"
-            predictor.processor.save_audio(answer, folder / name)
-            row["answer"] = audio_value(name)
-            row["audio_seconds"] = len(answer) / predictor.sampling_rate
-    except (ValueError, TypeError, OSError) as error:
-        # A recording that cannot be read, or an answer without audio: this item failed, the others go on.
-        row["error"] = " ".join(str(error).split())
-    write_atomically(folder / ITEM_FOLDER / f"{item['id']}.json", json.dumps(row, ensure_ascii=False))
+            for row in rows:
+                yield from _answered(test, items, [int(row["id"])], predictor, folder, seed)
+        return
+    for row, question, answer in zip(rows, questions, answers, strict=True):
+        row |= {"tokens": answer.tokens, "seconds": seconds}
+        try:
+            row |= _stored(answer, question.fields, row["id"], predictor, folder)
+        except ITEM_ERRORS as error:
+            row["error"] = _one_line(error)
+        yield row
+
+
+def _stored(answer: Answer, fields: dict[str, Any], name: str, predictor: Predictor, folder: Path) -> dict[str, Any]:
+    """An answer as the manifest has it, and the seconds of audio that were read or made."""
+    if isinstance(answer.content, torch.Tensor):
+        path = f"{AUDIO_FOLDER}/{name}.flac"
+        predictor.processor.save_audio(answer.content, folder / path)
+        return {"answer": audio_value(path), "audio_seconds": len(answer.content) / predictor.sampling_rate}
+    stored: dict[str, Any] = {"answer": answer.content}
+    if isinstance(answer.content, AudioCodes):
+        path = f"{CODES_FOLDER}/{name}.safetensors"
+        write_codes(
+            folder / path,
+            reasoning=answer.content.reasoning_codes.numpy(),
+            reconstruction=answer.content.reconstruction_codes.numpy(),
+        )
+        stored = {"answer": codes_value(path)}
+    if fields.get("audio") is not None:
+        stored["audio_seconds"] = soundfile.info(fields["audio"]).duration
+    return stored
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _kept(test: SuiteTest, item: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

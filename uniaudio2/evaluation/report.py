@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from .audio import read_audio
 from .manifest import read_json, read_predictions, write_atomically
 from .score import SCORES_FILE
-from .suite import TEXT_BENCHMARK, SuiteTest
+from .suite import CODES_TASK, TEXT_BENCHMARK, SuiteTest
 
 NUM_WORST = 5
 # Tasks of the Hub, where they have one of the kind.
@@ -25,6 +25,7 @@ HUB_TASKS = {
     **dict.fromkeys(("TTA", "TTM", "LTS"), "text-to-audio"),
     **dict.fromkeys(("audio_caption", "music_caption", "audio_understanding", "speech_s2t"), "audio-text-to-text"),
     TEXT_BENCHMARK: "text-generation",
+    CODES_TASK: "feature-extraction",
 }
 
 
@@ -62,7 +63,8 @@ def markdown(tests: Sequence[SuiteTest], summaries: Sequence[dict], tables: Sequ
     """All tables of a report, and what was left out, as one text."""
     lines = []
     for test, summary, table in zip(tests, summaries, tables, strict=True):
-        lines += [f"## {test.full_name}", "", f"{summary['model']}, {summary['items']} items", ""]
+        batches = f", answered {summary['batch_size']} at a time" if (summary.get("batch_size") or 1) > 1 else ""
+        lines += [f"## {test.full_name}", "", f"{summary['model']}, {summary['items']} items{batches}", ""]
         if table:
             lines += [f"| {' | '.join(table[0])} |", f"|{' --- |' * len(table[0])}"]
             lines += [f"| {' | '.join(row.values())} |" for row in table] + [""]
@@ -86,7 +88,7 @@ def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
                 "measured": shown(entry["value"], entry["percent"]),
                 "95% interval": f"{shown(entry['low'], entry['percent'])} to {shown(entry['high'], entry['percent'])}",
                 "items": f"{entry['items']}" + (f", {len(entry['failures'])} failed" if entry["failures"] else ""),
-                "published": _published(test, entry["score"]),
+                "published": _published(test, entry["score"], entry["metric"]),
             }
         )
     for number in test.published:
@@ -105,8 +107,12 @@ def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _published(test: SuiteTest, score: str) -> str:
-    return "; ".join(f"{item.value:g} {item.system} ({item.source})" for item in test.published if item.score == score)
+def _published(test: SuiteTest, score: str, metric: str | None = None) -> str:
+    return "; ".join(
+        f"{item.value:g} {item.system} ({item.source})"
+        for item in test.published
+        if item.score == score and (metric is None or item.metric in (None, metric))
+    )
 
 
 def shown(value: float, percent: bool) -> str:
@@ -149,9 +155,9 @@ def _worst(
         row = predictions[name]
         texts = {field: str(value) for field, value in row["fields"].items() if not test.is_audio(field)}
         audio = {field: value for field, value in row["fields"].items() if test.is_audio(field)}
-        if test.format is not None and test.format.output == "text":
+        if test.answer_kind == "text":
             texts["answer"] = str(row["answer"])
-        elif row["answer"] is not None:
+        elif test.answer_kind == "audio" and row["answer"] is not None:
             audio["answer"] = row["answer"]
         if name in entry.get("heard", {}):
             texts["heard"] = entry["heard"][name]

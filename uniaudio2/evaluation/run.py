@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# Fits, for prompts of 30 s, beside the 3B model on an accelerator with 24 GB (not measured), and is several times as
+# fast as one by one.
+BATCH_SIZE = 8
+
 
 def evaluate(
     suites: str | Sequence[str],
@@ -17,6 +21,7 @@ def evaluate(
     tests: Sequence[str] | None = None,
     device: "torch.device | str | None" = None,
     seed: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> list[dict[str, Any]]:
     """
     Run suites, and write predictions, scores and a report into a folder.
@@ -32,6 +37,7 @@ def evaluate(
         tests (`Sequence[str]`, *optional*): Only these tests of the suites.
         device (`torch.device` or `str`, *optional*): Of the models; by default an accelerator if there is one.
         seed (`int`, *optional*, defaults to 0): Of the answers and of the bootstrap.
+        batch_size (`int`, *optional*, defaults to 8): Items that are answered together.
 
     Returns:
         `list[dict]`: The scores of every test, as `scores.json` holds them. Empty in all but the first process.
@@ -55,8 +61,9 @@ def evaluate(
     from .score import check_metrics, score
     from .suite import load_suite
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, but is {limit}.")
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, but is {value}.")
     chosen = [test for name in ([suites] if isinstance(suites, str) else suites) for test in load_suite(name)]
     unknown = [name for name in tests or () if name not in {test.name for test in chosen}]
     if unknown:
@@ -76,13 +83,13 @@ def evaluate(
     folders = {test.full_name: Path(output, test.suite, test.name) for test in chosen}
     for test in chosen:
         if test.harness is None:
-            predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit)
+            predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit, batch_size)
     if not state.is_main_process:
         return []
     summaries = [
         score(test, folders[test.full_name], str(device), limit, seed)
         if test.harness is None
-        else run_benchmark(test, predictor, folders[test.full_name], limit, seed)
+        else run_benchmark(test, predictor, folders[test.full_name], limit, seed, batch_size)
         for test in chosen
     ]
     write_report(chosen, [folders[test.full_name] for test in chosen], Path(output))

@@ -67,20 +67,25 @@ def score(
             continue
         failures: dict[int, str] = {}
         metric = metrics[use.label]
+        answers = _column(predictions, use.prediction)
         references = _column(predictions, use.reference) if "references" in metric.inputs else None
-        rows[use.label] = metric.items(_column(predictions, use.prediction), references, failures=failures)
-        good = [index for index in range(len(predictions)) if index not in failures]
-        failed = {predictions[index]["id"]: message for index, message in failures.items()}
         try:
-            results += _results(use, metric, rows[use.label], good, predictions, failed, seed)
+            # A metric of the whole set may have no value for this one, as a distance of two items.
+            found = metric.items(answers, references, failures=failures)
+            failed = {predictions[index]["id"]: message for index, message in failures.items()}
+            good = [index for index, row in enumerate(found) if index not in failures and not np.isnan(row).all()]
+            results += _results(use, metric, found, good, predictions, failed, seed)
         except ValueError as error:
             left_out.append({"metric": use.label, "reason": str(error)})
+            found = np.full((len(predictions), len(metric.scores)), np.nan)
+        rows[use.label] = found
     summary = {
         "suite": test.suite,
         "test": test.name,
         "model": run.get("model"),
         "revision": run.get("revision"),
         "seed": run.get("seed"),
+        "batch_size": run.get("batch_size"),
         "items": len(predictions),
         "failed": {row["id"]: row["error"] for row in predictions if row.get("error")},
         "left_out": left_out,
@@ -113,7 +118,7 @@ def _results(
     seed: int,
 ) -> list[dict[str, Any]]:
     if not good:
-        raise ValueError(f"no item has a value; the first: {next(iter(failed.values()))}")
+        raise ValueError(f"no item has a value; the first: {next(iter(failed.values()), 'none is measured')}")
     values = metric.aggregate(rows[good])
     intervals = confidence_intervals(rows[good], metric.aggregate, metric.resamples, seed=seed)
     per_item = metric.values(rows[good])

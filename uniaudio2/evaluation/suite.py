@@ -14,6 +14,9 @@ SUITE_FOLDER = Path(__file__).parent / "suites"
 
 # A task of the codec alone, beside those of the language model: encode a recording and decode it again.
 RECONSTRUCTION_TASK = "reconstruction"
+# Encode only: the answer is the codes of a recording.
+CODES_TASK = "codec_tokens"
+CODEC_TASKS = (RECONSTRUCTION_TASK, CODES_TASK)
 # Benchmarks of lm-evaluation-harness, which asks and scores by itself.
 TEXT_BENCHMARK = "text_benchmark"
 
@@ -97,6 +100,7 @@ class Published:
         system (`str`): Whose.
         source (`str`): Where it stands.
         human (`bool`, *optional*, defaults to `False`): People's scores are shown, and never computed.
+        metric (`str`, *optional*): The label of the metric, where several have a score of that name.
     """
 
     score: str
@@ -104,6 +108,7 @@ class Published:
     system: str
     source: str
     human: bool = False
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,21 @@ class SuiteTest:
 
     @property
     def format(self) -> TaskFormat | None:
-        """The format of the task; none for that of the codec, and for text benchmarks."""
-        return None if self.task in (RECONSTRUCTION_TASK, TEXT_BENCHMARK) else get_task(self.task)
+        """The format of the task; none for those of the codec, and for text benchmarks."""
+        return None if self.task in (*CODEC_TASKS, TEXT_BENCHMARK) else get_task(self.task)
+
+    @property
+    def answer_kind(self) -> str:
+        """What an answer is: `"text"`, `"audio"` or `"codes"`."""
+        if self.format is not None:
+            return self.format.output
+        return "codes" if self.task == CODES_TASK else "audio"
 
     @property
     def input_fields(self) -> tuple[str, ...]:
         if self.format is not None:
             return self.format.condition_fields
-        return ("audio",) if self.task == RECONSTRUCTION_TASK else ()
+        return ("audio",) if self.task in CODEC_TASKS else ()
 
     def is_audio(self, name: str) -> bool:
         """Whether a field holds recordings."""

@@ -26,6 +26,8 @@ METRICS = {
     "signal_distortion": "SignalDistortion",
     "speaker_similarity": "SpeakerSimilarity",
     "speed": "Speed",
+    "token_perplexity": "TokenPerplexity",
+    "token_probe": "TokenProbe",
     "word_error_rate": "WordErrorRate",
 }
 

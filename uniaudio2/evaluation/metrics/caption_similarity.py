@@ -67,11 +67,7 @@ class CaptionSimilarity(ItemMetric):
 
     def items(self, predictions, references=None, sampling_rate=None, failures=None) -> np.ndarray:
         # The whole set at once; what the base class calls `item` is only the check of each.
-        found: dict[int, str] = {}
-        checked = super().items(predictions, references, sampling_rate, found if failures is not None else None)
-        (failures if failures is not None else {}).update(found)
-        rows = np.full((len(checked), len(self.scores)), np.nan)
-        good = [index for index in range(len(checked)) if index not in found]
+        rows, good = self.checked_items(predictions, references, sampling_rate, failures)
         if good:
             captions = {index: [predictions[index] or ""] for index in good}
             rows[good] = self._scored(captions, {index: _listed(references[index]) for index in good})

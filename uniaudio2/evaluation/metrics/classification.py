@@ -56,11 +56,16 @@ class Classification(ItemMetric):
 
     def aggregate(self, rows: np.ndarray) -> dict[str, float]:
         truth, answers = rows.T
-        f1 = []
-        for label in np.unique(np.concatenate([truth, answers[answers != NO_CLASS]])):
-            both = ((truth == label) & (answers == label)).sum()
-            f1.append(2 * both / ((truth == label).sum() + (answers == label).sum()))
-        return {"accuracy": float((truth == answers).mean()), "macro_f1": float(np.mean(f1))}
+        return {"accuracy": float((truth == answers).mean()), "macro_f1": macro_f1(truth, answers)}
 
     def values(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"accuracy": (rows[:, 0] == rows[:, 1]).astype(np.float64)}
+
+
+def macro_f1(truth: np.ndarray, answers: np.ndarray) -> float:
+    """The mean of F1 over all classes that occur, classes as numbers, `NO_CLASS` for no answer."""
+    f1 = []
+    for label in np.unique(np.concatenate([truth, answers[answers != NO_CLASS]])):
+        both = ((truth == label) & (answers == label)).sum()
+        f1.append(2 * both / ((truth == label).sum() + (answers == label).sum()))
+    return float(np.mean(f1))
