@@ -81,6 +81,14 @@ class TestWordErrorRate:
         )
         assert values["wer"] == pytest.approx(1 / 6)
 
+    def test_the_rates_of_the_items_are_averaged_where_asked_for(self):
+        values = load_metric("word_error_rate", normalizer="none", average="items").compute(
+            predictions=["a x c d", "b"], references=["a b c d", "a"]
+        )
+        assert values["wer"] == pytest.approx((1 / 4 + 1) / 2)
+        with pytest.raises(ValueError, match="'words' or 'items'"):
+            load_metric("word_error_rate", average="speakers")
+
     def test_an_empty_reference_has_no_value(self):
         with pytest.raises(ValueError, match="holds no word"):
             load_metric("word_error_rate").compute(predictions=["one"], references=[" . "])

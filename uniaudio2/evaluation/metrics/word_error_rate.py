@@ -13,7 +13,7 @@ from uniaudio2.evaluation.recognisers import check_recogniser, get_recogniser
 
 class WordErrorRate(ItemMetric):
     """
-    Errors over all items per word (`wer`) and per character (`cer`), and the share of items that are right (`exact`).
+    Errors per word (`wer`) and character (`cer`) of the references, and the share of items that are right (`exact`).
 
     An empty prediction counts as everything left out. An empty reference is an error: nothing was said. Audio that is
     missing, broken or silent is heard as an empty text, so that a system cannot gain by answering with nothing.
@@ -23,10 +23,13 @@ class WordErrorRate(ItemMetric):
         recogniser (`str`, *optional*):
             For predictions that are audio: who listens, `"digits"` or a Whisper folder or Hub id.
         language (`str`, *optional*): What the recogniser expects.
+        average (`str`, *optional*, defaults to `"words"`):
+            `"words"`: errors over words of all items together, as is the custom. `"items"`: the mean of the rates of
+            the items, as SEED-TTS-eval has it.
         device (`str`, *optional*, defaults to `"cpu"`): Where the recogniser runs.
     """
 
-    description = "Word and character error rate, pooled over all items."
+    description = "Word and character error rate."
     scores: ClassVar = {
         "wer": Score("lower", percent=True),
         "cer": Score("lower", percent=True),
@@ -39,9 +42,13 @@ class WordErrorRate(ItemMetric):
         normalizer: str = "english",
         recogniser: str | None = None,
         language: str | None = None,
+        average: str = "words",
         device: str = "cpu",
         **kwargs,
     ):
+        if average not in ("words", "items"):
+            raise ValueError(f"`average` is {average!r}, but must be 'words' or 'items'.")
+        self.average = average
         self.normalize = get_normalizer(normalizer)
         self.recogniser, self.language, self.device = recogniser, language, device
         # What was heard in each item, in order; filled by `items`.
@@ -83,6 +90,8 @@ class WordErrorRate(ItemMetric):
             return ""
 
     def aggregate(self, rows: np.ndarray) -> dict[str, float]:
+        if self.average == "items":
+            return {name: float(values.mean()) for name, values in self.values(rows).items()}
         word_errors, words, character_errors, characters, exact = rows.sum(axis=0)
         return {
             "wer": float(word_errors / words),
