@@ -1,4 +1,4 @@
-"""The command line: `uniaudio2 run | tasks | reconstruct | info | convert | train | evaluate`.
+"""The command line: `uniaudio2 run | tasks | reconstruct | info | convert | train | evaluate | demo | publish`.
 
 What a command produces goes to stdout (a transcription) or to the file named by `--output`; progress and remarks go to
 stderr. A mistake in the request ends with one line on stderr and exit status 2.
@@ -7,9 +7,9 @@ stderr. A mistake in the request ends with one line on stderr and exit status 2.
 import argparse
 import sys
 
-from .commands import convert, evaluate, info, reconstruct, run, tasks, train
+from .commands import convert, demo, evaluate, info, publish, reconstruct, run, tasks, train
 
-COMMANDS = (run, tasks, reconstruct, info, convert, train, evaluate)
+COMMANDS = (run, tasks, reconstruct, info, convert, train, evaluate, demo, publish)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Codes in a file: what the codec has made of a recording, or the model in place of one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,15 +12,16 @@ CODES_SUFFIX = ".safetensors"
 STREAMS = ("reasoning_codes", "reconstruction_codes")
 
 
-def save_codes(codes: AudioCodes, path: Path) -> None:
-    """Writes those streams that have frames, each of shape `(num_codebooks, frames)`; whole or not at all."""
+def save_codes(codes: AudioCodes, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes those streams that have frames, each of shape `(num_codebooks, frames)`, and what else is to be known of
+    them; whole or not at all."""
     streams = {name: getattr(codes, name) for name in STREAMS}
     tensors = {name: tensor for name, tensor in streams.items() if tensor is not None and tensor.numel() > 0}
     if not tensors:
         raise ValueError(f"there are no codes to write to {str(path)!r}: the answer is empty; try another --seed")
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

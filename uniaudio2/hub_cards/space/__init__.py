@@ -1,0 +1,1 @@
+"""The Space: a Gradio demo of every kind of thing the model does."""

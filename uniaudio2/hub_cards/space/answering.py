@@ -1,0 +1,160 @@
+"""What all tabs do with a request: check it, run it, show how far it is, and say in plain words what went wrong."""
+
+import contextlib
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ...processing import AudioCodes
+from .files import save_result
+from .inference import Answer, Engine, Progress, Request, Sound, Words
+from .live import AT_REST, STOPPED, WAITING, LivePlayer, Run, facts
+
+# What a wrong request raises; the message is for the user. Everything else is a fault of ours, and logged.
+REFUSALS = (ValueError, TypeError, OSError)
+# The page is told how far the work is at most this often (seconds).
+REPORT_INTERVAL = 0.2
+LARGEST_SEED = 2**31 - 1
+# The live player at rest, for the scripts of the page.
+AT_REST_JS = json.dumps(AT_REST)
+# All that runs the model stands in one queue.
+MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Values for the outputs of an event after its live player; the last ones are the result."""
+
+    values: tuple[Any, ...]
+    are_last: bool = True
+
+
+def chosen_seed(seed: float | None) -> int:
+    """The seed that was asked for, or one of our own."""
+    if seed is None:
+        return secrets.randbelow(LARGEST_SEED + 1)
+    if seed != int(seed) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"The seed is {seed:g}, and has to be a whole number from 0 to {LARGEST_SEED}.")
+    return int(seed)
+
+
+def told(engine: Engine, num_outputs: int, work: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
+    """
+    Runs a request and gives the outputs of its event, the first of which is the live player.
+
+    Args:
+        engine ([`Engine`]): The model.
+        num_outputs (`int`): How many outputs the event has.
+        work (`Iterator`): Gives [`Outputs`], and messages of the engine, which are shown in the live player.
+    """
+    run = Run(engine.sampling_rate)
+    unchanged = tuple(gr.skip() for _ in range(num_outputs - 1))
+    last_told = 0.0
+    try:
+        with contextlib.closing(work):
+            for message in work:
+                if isinstance(message, Outputs):
+                    yield (run.done() if message.are_last else run.working(), *message.values)
+                    continue
+                if isinstance(message, Sound):
+                    run.hear(message.samples)
+                elif isinstance(message, Progress):
+                    run.progress = message
+                if isinstance(message, Sound) or time.monotonic() - last_told >= REPORT_INTERVAL:
+                    last_told = time.monotonic()
+                    yield (run.working(), *unchanged)
+    except REFUSALS as error:
+        yield (run.failed(str(error)), *unchanged)
+        raise gr.Error(str(error), print_exception=False) from error
+    except Exception:
+        yield (run.failed("Something went wrong on our side, and has been logged."), *unchanged)
+        raise
+
+
+def sound_of(engine: Engine, request: Request, task: str, link: str) -> Iterator[Any]:
+    """Messages of a request that is answered in audio, and its outputs: audio, codes, facts."""
+    for message in engine.answer(request):
+        if isinstance(message, Answer):
+            yield from saved(engine, message.samples, message.codes, task, request.seed, link)
+        else:
+            yield message
+
+
+def saved(
+    engine: Engine, samples: Any, codes: AudioCodes, task: str, seed: int, link: str, *more: Any
+) -> Iterator[Outputs]:
+    """The outputs of a result: audio, codes, facts and what else there is. Gradio has copied the files, and ours are
+    deleted, once the next value is asked for."""
+    with tempfile.TemporaryDirectory(prefix="uniaudio2-") as folder:
+        audio, stream = save_result(engine.processor, samples, codes, folder, task)
+        yield Outputs((audio, stream, facts(seed, link, len(samples) / engine.sampling_rate), *more))
+
+
+def words_of(engine: Engine, request: Request, link: str) -> Iterator[Any]:
+    """Messages of a request that is answered in text, and its outputs: text, facts."""
+    text = ""
+    for message in engine.answer(request):
+        if isinstance(message, Words):
+            text += message.text
+            yield Outputs((text, gr.skip()), are_last=False)
+        elif isinstance(message, Answer):
+            yield Outputs((message.text, facts(request.seed, link)))
+        else:
+            yield message
+
+
+def starts(
+    triggers: list[Any],
+    stop: gr.Button,
+    live: LivePlayer,
+    function: Callable[..., Iterator[tuple[Any, ...]]],
+    inputs: list[gr.components.Component],
+    outputs: list[gr.components.Component],
+    api_name: str,
+) -> Any:
+    """
+    Lets events start a request and a button stop it.
+
+    Args:
+        triggers (`list`): Methods of components that set up events, such as `button.click`.
+        stop (`gr.Button`): The button that stops it.
+        live ([`LivePlayer`]): Shows how far it is.
+        function (`Callable`): Takes the inputs; gives the live player's values and the outputs, as [`told`] does.
+        inputs, outputs (`list`): Components, the outputs without the live player.
+        api_name (`str`): The name of the endpoint.
+
+    Returns:
+        The event.
+    """
+    # In the page itself, because the request may have to wait in the queue.
+    gr.on(
+        triggers,
+        None,
+        js=f"() => ({{...{AT_REST_JS}, state: '{WAITING}', text: 'Waiting for the model'}})",
+        outputs=live,
+        api_visibility="private",
+        queue=False,
+    )
+    event = gr.on(
+        triggers,
+        function,
+        inputs,
+        [live, *outputs],
+        api_name=api_name,
+        show_progress="hidden",
+        **MODEL_QUEUE,
+    )
+    stop.click(
+        None,
+        js=f"() => ({{...{AT_REST_JS}, run: 'stopped', state: '{STOPPED}', text: 'Stopped'}})",
+        outputs=live,
+        cancels=[event],
+        api_visibility="private",
+    )
+    return event

@@ -1,0 +1,241 @@
+"""The tab Converse: a chat of text and audio, in which earlier turns are examples for later ones."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from .answering import Outputs, chosen_seed, starts, told
+from .files import save_result
+from .inference import Answer, Engine, Heard, Request, codes_part
+from .layout import audio_settings, buttons, heading, note, recording, reuse_button
+from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
+from .links import link_to
+from .live import Facts, LivePlayer, facts
+
+TAB = "converse"
+
+
+@dataclass(frozen=True)
+class TurnKind:
+    """What a message asks for: a task, or with `task=None` an answer that follows the examples."""
+
+    label: str
+    task: str | None
+    takes_text: bool
+    takes_audio: bool
+    answer: str
+
+    @property
+    def request(self) -> dict[str, str]:
+        """The entry of a message."""
+        return {"answer": self.answer} if self.task is None else {"task": self.task}
+
+
+# Under the names that the API has for them.
+KINDS = {
+    "speak": TurnKind("Read my text aloud", "TTS", True, False, "audio"),
+    "transcribe": TurnKind("Write down what I say", "ASR", False, True, "text"),
+    "ask": TurnKind("Answer my question about a recording", "audio_understanding", True, True, "text"),
+    "reply": TurnKind("Reply to me in writing", "speech_s2t", False, True, "text"),
+    "reply_aloud": TurnKind("Reply to me aloud", "speech_s2s", False, True, "audio"),
+    "follow_in_text": TurnKind("Follow the examples, in writing", None, True, True, "text"),
+    "follow_in_audio": TurnKind("Follow the examples, in sound", None, True, True, "audio"),
+}
+
+
+def build(engine: Engine) -> dict[str, gr.components.Component]:
+    """Builds the tab. Returns the fields that a link can fill."""
+    checkpoint = engine.checkpoint
+    known = {
+        name: kind
+        for name, kind in KINDS.items()
+        if (checkpoint.follows_turns if kind.task is None else checkpoint.knows(kind.task))
+    }
+    missing = [kind.task for kind in KINDS.values() if kind.task is not None and not checkpoint.knows(kind.task)]
+    heading("Converse", "Take turns in text and sound. What was said before is an example of what you want next.")
+    conversation = gr.State([], time_to_live=3600)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            kind = gr.Radio(
+                [(turn.label, name) for name, turn in known.items()],
+                value=next(iter(known), None),
+                label="This turn",
+                elem_id="converse-kind",
+            )
+            text = gr.Textbox(value="", label="Your text", lines=2, placeholder="one two", elem_id="converse-text")
+            audio = recording("Your recording", "converse-recording")
+            go, stop = buttons(TAB, "Send", interactive=bool(known))
+            clear = gr.Button("New conversation", size="sm", elem_id="converse-clear")
+            if missing:
+                note(checkpoint.reason_against(*missing))
+            with gr.Accordion("Teach by example", open=checkpoint.follows_turns, elem_id="converse-teach"):
+                if not checkpoint.follows_turns:
+                    note(
+                        f"`{checkpoint.name}` was trained on single turns and learns nothing from examples, so each "
+                        "turn is answered by itself"
+                    )
+                else:
+                    gr.Markdown("Fill in the turn above, and here the answer that you would like to such a turn.")
+                answer_text = gr.Textbox(
+                    value="",
+                    label="The right answer, in writing",
+                    interactive=checkpoint.follows_turns,
+                    elem_id="converse-answer-text",
+                )
+                answer_audio = recording("The right answer, in sound", "converse-answer", checkpoint.follows_turns)
+                add = gr.Button("Add as an example", interactive=checkpoint.follows_turns, elem_id="converse-add")
+            settings = audio_settings(TAB, checkpoint)
+        with gr.Column(scale=6, min_width=320):
+            chat = gr.Chatbot(
+                value=[],
+                label="Conversation",
+                height=460,
+                elem_id="converse-chat",
+                buttons=[],
+                feedback_options=None,
+                render_markdown=False,
+                placeholder="Say something: in text, or with a recording.",
+            )
+            live = LivePlayer(elem_id="converse-live")
+            result_facts = Facts(elem_id="converse-facts")
+            reuse_button(TAB, result_facts, settings.seed)
+
+    def converse(
+        shown: list[dict[str, Any]],
+        history: list[dict[str, Any]],
+        kind: str,
+        text: str = "",
+        audio: str | None = None,
+        seed: float | None = None,
+        temperature: float = 0.0,
+        guidance_scale: float = 1.0,
+        max_seconds: float = 10.0,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Takes a turn; the session remembers those before. `kind` is one of speak, transcribe, ask, reply,
+        reply_aloud, follow_in_text, follow_in_audio. Returns the conversation as it is shown, and the facts: seed,
+        seconds, link."""
+
+        def work() -> Iterator[Any]:
+            turn, used = KINDS[kind], chosen_seed(seed)
+            asked, asked_shown = _question(engine, history, turn, text, audio)
+            so_far = [*(shown or []), *asked_shown]
+            yield Outputs((so_far, gr.skip(), gr.skip()), are_last=False)
+            link = link_to(TAB, kind=kind, text=text.strip(), seed=used, temperature=temperature)
+            request = Request(
+                [*(history if engine.checkpoint.follows_turns else []), asked],
+                turn.answer == "audio",
+                used,
+                temperature,
+                guidance_scale,
+                min(max_seconds, MAX_ANSWER_SECONDS),
+            )
+            for message in engine.answer(request):
+                if isinstance(message, Heard):
+                    asked = _with_codes(asked, message)
+                elif isinstance(message, Answer):
+                    yield from _answered(engine, message, [*history, asked], so_far, turn, used, link)
+                else:
+                    yield message
+
+        yield from told(engine, 4, work())
+
+    def add_example(
+        shown: list[dict[str, Any]],
+        history: list[dict[str, Any]],
+        kind: str,
+        text: str = "",
+        audio: str | None = None,
+        answer_text: str = "",
+        answer_audio: str | None = None,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Adds a turn with the answer that it should have had, as an example for the turns that follow. Returns the
+        conversation as it is shown."""
+        try:
+            turn = KINDS[kind]
+            asked, asked_shown = _question(engine, history, turn, text, audio)
+            if turn.answer == "audio":
+                part = {"type": "audio", "path": check_recording(answer_audio, "The right answer")}
+                answer_shown = {"path": answer_audio}
+            else:
+                part = {"type": "text", "text": check_text(answer_text, "The right answer")}
+                answer_shown = part["text"]
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        answered = {"role": "assistant", "content": [part]}
+        return (
+            [*(shown or []), *asked_shown, {"role": "assistant", "content": answer_shown}],
+            [*history, asked, answered],
+        )
+
+    inputs = [chat, conversation, kind, text, audio, *settings.inputs]
+    outputs = [chat, conversation, result_facts]
+    event = starts([go.click, text.submit], stop, live, converse, inputs, outputs, TAB)
+    event.success(None, js="() => ['', null]", outputs=[text, audio], api_visibility="private", queue=False)
+    added = add.click(
+        add_example,
+        [chat, conversation, kind, text, audio, answer_text, answer_audio],
+        [chat, conversation],
+        api_name="add_example",
+    )
+    added.success(
+        None,
+        js="() => ['', null, '', null]",
+        outputs=[text, audio, answer_text, answer_audio],
+        api_visibility="private",
+        queue=False,
+    )
+    clear.click(lambda: ([], []), None, [chat, conversation], api_name="new_conversation", queue=False)
+    return {"kind": kind, "text": text, "seed": settings.seed, "temperature": settings.temperature}
+
+
+def _question(
+    engine: Engine, history: list[dict[str, Any]], turn: TurnKind, text: str, audio: str | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The message of a turn, and how it is shown."""
+    if turn.task is not None:
+        engine.checkpoint.require(turn.task)
+    if len(history) >= 2 * MAX_TURNS:
+        raise ValueError(f"This conversation has {MAX_TURNS} turns, which is as many as fit: begin a new one.")
+    free = turn.task is None
+    parts, shown = [], []
+    if turn.takes_text and (text.strip() or not (free and audio)):
+        parts.append({"type": "text", "text": check_text(text, "Your text")})
+        shown.append({"role": "user", "content": parts[-1]["text"]})
+    if turn.takes_audio and (audio or not (free and parts)):
+        parts.append({"type": "audio", "path": check_recording(audio, "Your recording")})
+        shown.append({"role": "user", "content": {"path": audio}})
+    return {"role": "user", **turn.request, "content": parts}, shown
+
+
+def _with_codes(asked: dict[str, Any], heard: Heard) -> dict[str, Any]:
+    """The message with codes in the place of paths: files are deleted after a while, and need encoding only once."""
+    asked, codes = copy.copy(asked), iter(heard.codes)
+    asked["content"] = [codes_part(next(codes)) if "path" in part else part for part in asked["content"]]
+    return asked
+
+
+def _answered(
+    engine: Engine,
+    answer: Answer,
+    history: list[dict[str, Any]],
+    shown: list[dict[str, Any]],
+    turn: TurnKind,
+    seed: int,
+    link: str,
+) -> Iterator[Outputs]:
+    """The outputs of a turn: the conversation as it is shown, as it is remembered, and facts."""
+    if answer.text is not None:
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}
+        spoken = {"role": "assistant", "content": answer.text}
+        yield Outputs(([*shown, spoken], [*history, reply], facts(seed, link)))
+        return
+    reply = {"role": "assistant", "content": [codes_part(answer.codes)]}
+    with tempfile.TemporaryDirectory(prefix="uniaudio2-") as folder:
+        path, _ = save_result(engine.processor, answer.samples, answer.codes, folder, turn.task or "sequence")
+        spoken = {"role": "assistant", "content": {"path": path}}
+        seconds = len(answer.samples) / engine.sampling_rate
+        yield Outputs(([*shown, spoken], [*history, reply], facts(seed, link, seconds)))
