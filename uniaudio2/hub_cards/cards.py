@@ -1,0 +1,138 @@
+"""The cards: templates filled with facts, and the metadata that the Hub reads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, SpaceCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .facts import Facts, requirements
+from .results import Result, model_index
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+RESULTS_FILE = "evaluation.json"
+LLAMA_LICENSE = "llama3.2"
+# The licence asks for these words in a text file beside the weights.
+LLAMA_NOTICE = (
+    "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. "
+    + "All Rights Reserved.\n"
+)
+LANGUAGE_MODEL_TAGS = [
+    "uniaudio2",
+    "audio",
+    "text-to-speech",
+    "automatic-speech-recognition",
+    "audio-understanding",
+    "any-to-any",
+    "custom_code",
+]
+CODEC_TAGS = ["uniaudio2", "audio", "audio-to-audio", "neural-audio-codec", "audio-tokenization", "custom_code"]
+# Of the demo; the package is tested with it.
+GRADIO_VERSION, SPACE_PYTHON = "6.31.0", "3.12"
+
+
+def language_model_card(facts: Facts, results: Sequence[Result], address: str, codec: str, space: str) -> str:
+    """
+    The README of the language model's repository.
+
+    Args:
+        facts (`Facts`): Of the model folder.
+        results (`Sequence[Result]`): Of the language model.
+        address, codec, space (`str`): The three repositories, as `NAMESPACE/NAME`.
+    """
+    about = facts.card["language_model"]
+    # The tag decides which pipeline `pipeline(model=...)` makes.
+    data = _metadata(facts, about, results, address, "text-to-audio", LANGUAGE_MODEL_TAGS)
+    return _card(data, "language_model.md.jinja", facts, about, results, address=address, codec=codec, space=space)
+
+
+def codec_card(facts: Facts, results: Sequence[Result], address: str, language_model: str, space: str) -> str:
+    """As [`language_model_card`], of the codec's repository."""
+    about = facts.card["codec"]
+    data = _metadata(facts, about, results, address, "feature-extraction", CODEC_TAGS)
+    return _card(
+        data, "codec.md.jinja", facts, about, results, address=address, language_model=language_model, space=space
+    )
+
+
+def space_card(facts: Facts, language_model: str, codec: str) -> str:
+    """The README of the Space."""
+    data = SpaceCardData(
+        title="UniAudio 2.0",
+        emoji="🎧",
+        colorFrom="indigo",
+        colorTo="pink",
+        sdk="gradio",
+        sdk_version=GRADIO_VERSION,
+        python_version=SPACE_PYTHON,
+        app_file="app.py",
+        license="apache-2.0",
+        models=[language_model, codec],
+        suggested_hardware=facts.space_hardware,
+        short_description="Speak, listen, create and converse with UniAudio 2.0",
+        tags=["audio", "text-to-speech", "automatic-speech-recognition", "music-generation"],
+    )
+    text = TEMPLATES.get_template("space.md.jinja").render(
+        facts=facts, language_model=language_model, codec=codec, is_llama=_is_llama(facts)
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def app(facts: Facts, language_model: str) -> str:
+    """`app.py` of the Space."""
+    return TEMPLATES.get_template("app.py.jinja").render(
+        language_model=language_model, runs_on_cpu=facts.space_hardware == "cpu-basic"
+    )
+
+
+def _is_llama(facts: Facts) -> bool:
+    return facts.card["language_model"]["license"] == LLAMA_LICENSE
+
+
+def _metadata(
+    facts: Facts, about: Mapping[str, Any], results: Sequence[Result], address: str, pipeline_tag: str, tags: list[str]
+) -> ModelCardData:
+    base = about.get("base_model")
+    data = ModelCardData(
+        language=facts.card["language"],
+        license=about["license"],
+        license_name=about.get("license_name"),
+        license_link=about.get("license_link"),
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        base_model=base,
+        metrics=list(dict.fromkeys(result.score for result in results)) or None,
+        tags=tags,
+    )
+    if base is not None:
+        data["base_model_relation"] = "finetune"
+    if results:
+        url = f"https://huggingface.co/{address}/blob/main/{RESULTS_FILE}"
+        data["model-index"] = model_index(address.rpartition("/")[2], results, url)
+    return data
+
+
+def _card(
+    data: ModelCardData,
+    template: str,
+    facts: Facts,
+    about: Mapping[str, Any],
+    results: Sequence[Result],
+    **addresses: str,
+) -> str:
+    text = TEMPLATES.get_template(template).render(
+        facts=facts,
+        about=about,
+        results=[result.row() for result in results],
+        requirements=requirements(),
+        is_llama=about["license"] == LLAMA_LICENSE,
+        **addresses,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
