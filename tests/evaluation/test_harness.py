@@ -2,11 +2,16 @@
 
 import json
 
+import datasets
+import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from uniaudio2 import UniAudio2ForConditionalGeneration
+from uniaudio2 import UniAudio2Config, UniAudio2ForConditionalGeneration
+from uniaudio2.cli import main
+from uniaudio2.evaluation import evaluate
 from uniaudio2.evaluation.harness import evaluate_text
 
 QUESTIONS = [(a, b) for a in ("one", "two", "three", "six") for b in ("four", "five", "nine")]
@@ -42,12 +47,8 @@ def benchmarks(folder):
     return [{**common, **choice}, {**common, **perplexity}]
 
 
-@pytest.mark.slow
-def test_the_numbers_are_those_of_the_harness_with_the_same_llama(tokenizer, tmp_path):
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
+@pytest.fixture
+def llama_folder(tokenizer, tmp_path):
     torch.manual_seed(1)
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -63,12 +64,22 @@ def test_the_numbers_are_those_of_the_harness_with_the_same_llama(tokenizer, tmp
             max_position_embeddings=512,
         )
     )
-    llama.save_pretrained(tmp_path / "llama")
-    tokenizer.save_pretrained(tmp_path / "llama")
+    folder = tmp_path / "llama"
+    llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_the_harness_with_the_same_llama(tokenizer, llama_folder, tmp_path):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     tasks = benchmarks(tmp_path)
-    wrapped = UniAudio2ForConditionalGeneration.from_text_model(tmp_path / "llama").eval()
+    wrapped = UniAudio2ForConditionalGeneration.from_text_model(llama_folder).eval()
     ours = evaluate_text(wrapped, tokenizer, tasks, num_fewshot=None)
-    own = HFLM(pretrained=str(tmp_path / "llama"), device="cpu", add_bos_token=True, max_length=512)
+    own = HFLM(pretrained=str(llama_folder), device="cpu", add_bos_token=True, max_length=512)
     theirs = lm_eval.simple_evaluate(own, tasks=tasks, task_manager=TaskManager(include_defaults=False))["results"]
     for task, names in (("choice", ("acc", "acc_norm")), ("perplexity", ("word_perplexity", "bits_per_byte"))):
         for name in names:
@@ -78,3 +89,110 @@ def test_the_numbers_are_those_of_the_harness_with_the_same_llama(tokenizer, tmp
         wrapped.lm_head.weight[:] = wrapped.lm_head.weight.flip(0)
     other = evaluate_text(wrapped, tokenizer, tasks[1:], num_fewshot=None)["perplexity"]
     assert other["bits_per_byte,none"] != pytest.approx(ours["perplexity"]["bits_per_byte,none"], rel=1e-2)
+
+
+def save_wrapped(llama_folder, processor, folder):
+    """The Llama as a model folder of ours, with small audio parts."""
+    config = UniAudio2Config.from_text_config(
+        LlamaConfig.from_pretrained(llama_folder),
+        num_understanding_layers=1,
+        num_generation_layers=1,
+        depth_decoder_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        trained_context_length=512,
+    )
+    UniAudio2ForConditionalGeneration.from_text_model(llama_folder, config).save_pretrained(folder)
+    processor.save_pretrained(folder, save_codec=True)
+
+
+SUBJECTS = ("anatomy", "astronomy", "machine_learning")
+
+
+@pytest.fixture
+def mmlu_folder(tmp_path):
+    """The data set as cais/mmlu lays it out: a configuration per subject, Parquet files, a card that lists them."""
+    folder = tmp_path / "mmlu"
+    generator = np.random.default_rng(0)
+    configs = []
+    for subject in SUBJECTS:
+        (folder / subject).mkdir(parents=True)
+        for split, count in (("test", 9), ("dev", 5)):
+            rows = {
+                "question": [" ".join(generator.choice(["one", "two", "three", "six"], 4)) for _ in range(count)],
+                "subject": [subject] * count,
+                "choices": [generator.permutation(["zero", "four", "five", "nine"]).tolist() for _ in range(count)],
+                "answer": generator.integers(0, 4, count).tolist(),
+            }
+            datasets.Dataset.from_dict(rows).to_parquet(folder / subject / f"{split}-00000-of-00001.parquet")
+        files = [{"split": split, "path": f"{subject}/{split}-*"} for split in ("test", "dev")]
+        configs.append({"config_name": subject, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    return folder
+
+
+def from_folder(folder, load_dataset):
+    """`load_dataset`, which finds cais/mmlu in a folder."""
+
+    def load(path, name=None, **options):
+        assert path == "cais/mmlu"
+        return load_dataset(str(folder), name, **options)
+
+    return load
+
+
+@pytest.mark.slow
+def test_the_mmlu_suite_has_the_numbers_of_the_harness(llama_folder, mmlu_folder, processor, tmp_path, monkeypatch):
+    """The suite of the package with three of its 57 subjects: command, five examples, local data, report."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from uniaudio2.evaluation.suite import SUITE_FOLDER
+
+    names = [f"mmlu_{subject}" for subject in SUBJECTS]
+    suite = yaml.safe_load((SUITE_FOLDER / "mmlu.yaml").read_text())
+    assert suite["tests"]["mmlu"]["harness"] == {"tasks": ["mmlu"], "num_fewshot": 5}
+    suite["tests"]["mmlu"]["harness"]["tasks"] = names
+    (tmp_path / "mmlu.yaml").write_text(yaml.safe_dump(suite))
+    save_wrapped(llama_folder, processor, tmp_path / "model")
+
+    arguments = [
+        "--suite",
+        str(tmp_path / "mmlu.yaml"),
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        str(mmlu_folder),
+    ]
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+
+    own = HFLM(pretrained=str(llama_folder), device="cpu", add_bos_token=True, max_length=512, batch_size=1)
+    # The harness's own tasks, and the harness's own way to its data.
+    monkeypatch.setattr(datasets, "load_dataset", from_folder(mmlu_folder, datasets.load_dataset))
+    theirs = lm_eval.simple_evaluate(own, tasks=names, num_fewshot=5, task_manager=TaskManager())["results"]
+    scores = json.loads((tmp_path / "out/mmlu/mmlu/scores.json").read_text())["scores"]
+    ours = {entry["score"]: entry for entry in scores}
+    for name in names:
+        entry = ours[f"{name} acc"]
+        assert entry["value"] == theirs[name]["acc,none"] and entry["items"] == 9
+        error = theirs[name]["acc_stderr,none"]
+        assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 * error)
+    assert len({entry["value"] for entry in scores}) > 1
+    assert "mmlu_anatomy acc (lm-eval)" in (tmp_path / "out/report.md").read_text()
+
+
+def test_mmlu_without_its_data_is_left_out_with_the_reason(llama_folder, processor, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
+
+    monkeypatch.setattr("uniaudio2.evaluation.harness.evaluate_text", no_network)
+    save_wrapped(llama_folder, processor, tmp_path / "model")
+    (summary,) = evaluate("mmlu", model=str(tmp_path / "model"), output=tmp_path / "out", device="cpu")
+    assert summary["scores"] == []
+    assert summary["left_out"] == [{"metric": "mmlu", "reason": "Couldn't reach 'cais/mmlu' on the Hub"}]
+    assert "Left out: mmlu: Couldn't reach" in (tmp_path / "out/report.md").read_text()

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 
 from .manifest import write_json
 from .predict import Predictor
@@ -13,6 +15,7 @@ from .suite import SuiteTest
 
 # Five examples before the question, the number the harness's own leaderboard task has.
 MMLU_EXAMPLES = 5
+LOCAL_GROUP = "uniaudio2_local"
 
 
 def language_model(model, tokenizer, batch_size: int = 1, max_length: int | None = None):
@@ -49,6 +52,7 @@ def evaluate_text(
     limit: int | None = None,
     batch_size: int = 1,
     seed: int = 0,
+    data: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     Numbers of the harness, with its own standard errors.
@@ -60,6 +64,8 @@ def evaluate_text(
         num_fewshot (`int`, *optional*, defaults to 5): Examples before a question; `None` for what a task says.
         limit (`int`, *optional*): Take only the first questions of every task.
         seed (`int`, *optional*, defaults to 0): Of the choice of examples and the bootstrap.
+        data (`str`, *optional*):
+            A folder or a Hub id in place of the data that the named tasks download, laid out as that is.
 
     Returns:
         `dict`: By task its numbers, as `{"acc,none": 0.44, "acc_stderr,none": 0.004}`.
@@ -68,10 +74,14 @@ def evaluate_text(
     from lm_eval.tasks import TaskManager
 
     harness = language_model(model, tokenizer, batch_size)
-    with torch.no_grad():
+    with torch.no_grad(), TemporaryDirectory() as folder:
+        if data is not None:
+            # What a group says holds for all tasks in it; the harness knows a group by a file alone.
+            group = {"group": LOCAL_GROUP, "task": list(tasks), "dataset_path": data}
+            Path(folder, f"{LOCAL_GROUP}.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
         results = lm_eval.simple_evaluate(
             harness,
-            tasks=list(tasks),
+            tasks=list(tasks) if data is None else [LOCAL_GROUP],
             num_fewshot=num_fewshot,
             limit=limit,
             random_seed=seed,
@@ -79,16 +89,25 @@ def evaluate_text(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
             log_samples=False,
-            task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in tasks)),
+            task_manager=TaskManager(
+                include_path=folder, include_defaults=any(isinstance(task, str) for task in tasks)
+            ),
         )
     return {
         task: {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         for task, entry in results["results"].items()
+        if task != LOCAL_GROUP
     }
 
 
 def run_benchmark(
-    test: SuiteTest, predictor: Predictor, folder: Path, limit: int | None, seed: int, batch_size: int = 1
+    test: SuiteTest,
+    predictor: Predictor,
+    folder: Path,
+    limit: int | None,
+    seed: int,
+    batch_size: int = 1,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """
     The benchmarks of a test, as `scores.json` of the other tests: errors of the harness make the 95% intervals.
@@ -107,6 +126,7 @@ def run_benchmark(
             limit=limit,
             batch_size=batch_size,
             seed=seed,
+            data=data,
         )
     except (ImportError, OSError) as error:
         summary["left_out"].append({"metric": ", ".join(test.harness["tasks"]), "reason": str(error).splitlines()[0]})

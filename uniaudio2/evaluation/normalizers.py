@@ -26,8 +26,8 @@ def get_normalizer(name: str) -> Normalizer:
             - `"basic"`: case and punctuation, for other languages.
             - `"chinese"`: simplified characters (OpenCC), Arabic numbers written out (cn2an), then as basic with one
               character per word, so that word errors are character errors.
-            - `"seed_english"`, `"seed_chinese"`: the rules of SEED-TTS-eval, which change less: the punctuation of ASCII
-              and of Chinese (by zhon) goes, but for the apostrophe; English in lower case, Chinese in simplified
+            - `"seed_english"`, `"seed_chinese"`: the rules of SEED-TTS-eval, which change less: the punctuation of
+              ASCII and of Chinese (by zhon) goes, but for the apostrophe; English in lower case, Chinese in simplified
               characters, one per word. Numbers stay.
 
     Raises:

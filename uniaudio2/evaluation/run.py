@@ -89,7 +89,7 @@ def evaluate(
     summaries = [
         score(test, folders[test.full_name], str(device), limit, seed)
         if test.harness is None
-        else run_benchmark(test, predictor, folders[test.full_name], limit, seed, batch_size)
+        else run_benchmark(test, predictor, folders[test.full_name], limit, seed, batch_size, data)
         for test in chosen
     ]
     write_report(chosen, [folders[test.full_name] for test in chosen], Path(output))
