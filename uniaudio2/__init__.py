@@ -4,6 +4,7 @@ Importing this package registers its classes with transformers' Auto classes, so
 and `pipeline("text-to-audio", model=...)` find them.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from transformers import (
@@ -73,3 +74,25 @@ __all__ = [
     "stream",
     "transcribe_long",
 ]
+
+# Loaded when they are asked for: they need the extra `train`, and `import uniaudio2` must stay quick.
+_TRAINERS = {
+    "AudioTextPretrainingTrainer": "language_model_stages",
+    "GenerationWarmupTrainer": "language_model_stages",
+    "MidTrainingTrainer": "language_model_stages",
+    "ReasoningGRPOTrainer": "reasoning_grpo",
+    "ReasoningSFTTrainer": "codec_stages",
+    "ReconstructionTrainer": "codec_stages",
+    "ScalarCodecTrainer": "scalar_codec",
+    "UnderstandingWarmupTrainer": "language_model_stages",
+}
+
+
+def __getattr__(name: str):
+    if name in _TRAINERS:
+        return getattr(import_module(f".training.{_TRAINERS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *_TRAINERS))

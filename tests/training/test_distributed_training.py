@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from uniaudio2 import UniAudio2ForConditionalGeneration
+from uniaudio2.training.faults import UNFINISHED
 from uniaudio2.training.recipe import RECIPES
-from uniaudio2.training.stage_trainer import UNFINISHED
 
 STEPS = 20
 
@@ -48,6 +48,7 @@ def command(model_folder, codes_file, tmp_path):
         } | arguments  # fmt: skip
         values = [f"arguments.{key}={json.dumps(value)}" for key, value in arguments.items()]
         values += [f"model.path={model_folder}", f"output={tmp_path / output}", f"data.sources={json.dumps(sources)}"]
+        values.append(f"data.validation={json.dumps(sources)}")
         return ["train", "pretraining", "--config", "pretraining", "size_tiny", *names, *values, "data.context=200"]
 
     return make

@@ -1,14 +1,19 @@
 """What every stage inherits, on a toy with two losses of different normalisers."""
 
 import errno
+import subprocess
+import sys
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from uniaudio2.training.stage_trainer import UNFINISHED, StageTrainer, StageTrainingArguments
+import uniaudio2
+from uniaudio2.training.faults import UNFINISHED, FaultTolerance
+from uniaudio2.training.stage_trainer import StageTrainer, StageTrainingArguments
 
 
 class Toy(nn.Module):
@@ -205,3 +210,14 @@ def test_mistakes_are_named(make_trainer, examples, tmp_path):
         ToyTrainer(Toy(), args, loss_weights={"middle_loss": 1.0})
     with pytest.raises(ValueError, match="not the best one"):
         StageTrainingArguments(str(tmp_path), load_best_model_at_end=True, eval_strategy="steps", report_to=[])
+
+
+def test_the_trainers_of_all_stages_are_exported_and_loaded_when_asked_for():
+    program = "import sys, uniaudio2; assert not any(m.startswith(('uniaudio2.training', 'trl')) for m in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert len(uniaudio2._TRAINERS) == 8
+    for name in uniaudio2._TRAINERS:
+        assert issubclass(getattr(uniaudio2, name), Trainer) and name in dir(uniaudio2)
+        assert issubclass(getattr(uniaudio2, name), FaultTolerance)
+    with pytest.raises(AttributeError, match="has no attribute 'NoTrainer'"):
+        _ = uniaudio2.NoTrainer

@@ -13,6 +13,7 @@ from uniaudio2 import UniAudio2ForConditionalGeneration, UniAudio2Processor
 from uniaudio2.cli import main
 from uniaudio2.commands.train import LANGUAGE_MODEL_STAGES
 from uniaudio2.training.language_model_runs import STAGES, LanguageModelRun
+from uniaudio2.training.language_model_stages import targets_of
 from uniaudio2.training.recipe import RECIPES, load_recipe, merge
 
 TEXTS = ("seven three nine", "one two", "zero eight six five", "nine")
@@ -36,7 +37,7 @@ def codes_folder(model_folder, tmp_path_factory):
 def overrides(codes_folder, model_folder, tmp_path):
     """Values that make a shipped recipe small and point it to the fixtures."""
 
-    def make(stage, output="run", **arguments):
+    def make(stage, output="run", held_out=True, **arguments):
         sources = [{"path": str(codes_folder), "task": "ASR"}, {"path": str(codes_folder), "task": "TTS"}]
         if stage == "mid-training":
             sources.append({"path": str(codes_folder), "sentences": "interleaved_speech_and_text"})
@@ -46,6 +47,7 @@ def overrides(codes_folder, model_folder, tmp_path):
         return [
             f"model.path={model_folder}", "model.semantic_feature_size=16", f"output={tmp_path / output}",
             f"data.sources={json.dumps(sources)}", "data.context=160",
+            f"data.validation={json.dumps(sources if held_out else None)}", "arguments.eval_steps=2",
             *(f"arguments.{key}={json.dumps(value)}" for key, value in arguments.items()),
         ]  # fmt: skip
 
@@ -73,9 +75,11 @@ def test_a_stage_from_its_recipe_to_a_model_folder(stage, adapters, overrides, t
 
 
 def test_stopped_in_the_middle_and_started_again(overrides, tmp_path):
-    """The second start goes on from the last checkpoint, and ends bit for bit where a run without a stop ends."""
+    """The second start goes on from the last checkpoint, and ends bit for bit where a run without a stop ends, and
+    without the evaluations in between."""
     names = ["pretraining", "size_tiny"]
-    whole = LanguageModelRun("pretraining", load_recipe(names, overrides("pretraining", "whole", max_steps=5)))
+    values = overrides("pretraining", "whole", held_out=False, max_steps=5)
+    whole = LanguageModelRun("pretraining", load_recipe(names, values))
     whole.train()
     halves = overrides("pretraining", "halves", max_steps=5, save_steps=2)
     LanguageModelRun("pretraining", load_recipe(names, halves)).train()
@@ -87,6 +91,33 @@ def test_stopped_in_the_middle_and_started_again(overrides, tmp_path):
                 shutil.rmtree(checkpoint)
         LanguageModelRun("pretraining", load_recipe(names, halves)).train()
         assert model.read_bytes() == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+
+
+def test_held_out_examples_are_evaluated_by_their_parts(overrides, tmp_path, codes_folder):
+    """The losses of all held-out examples, each weighted by what it is the mean of."""
+    run = LanguageModelRun(
+        "pretraining",
+        load_recipe(
+            ["pretraining", "size_tiny"], overrides("pretraining", save_steps=2, per_device_eval_batch_size=3)
+        ),
+    )
+    run.train()
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    (logs,) = (entry for entry in state["log_history"] if "eval_loss" in entry)
+
+    model = UniAudio2ForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    processor = UniAudio2Processor.from_pretrained(tmp_path / "run" / "model")
+    examples = run.validation(processor, seed=42)  # the default of `TrainingArguments`
+    assert len(examples) == 2 * len(TEXTS)
+    losses, counts = [], []
+    with torch.no_grad():
+        for index in range(len(examples)):
+            batch = examples.mixture.collate([examples[index]])
+            losses.append(model(**batch).text_loss)
+            counts.append((targets_of(batch)[0] != -100).sum())
+    losses, counts = torch.stack(losses), torch.stack(counts)
+    assert logs["eval_text_loss"] == pytest.approx(((losses * counts).sum() / counts.sum()).item(), rel=1e-4)
+    assert logs["eval_loss"] > 0 and {"eval_audio_loss", "eval_codebook_8_loss", "eval_text_accuracy"} <= logs.keys()
 
 
 def test_a_llama_becomes_the_start(model_folder, tokenizer, tmp_path):
@@ -137,7 +168,7 @@ def test_a_dry_run_says_what_would_be_done(capsys):
     assert main(["train", "pretraining", "--config", "pretraining", "size_tiny", "lora", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "1.6 text_loss + 1 audio_loss" in text
-    assert "50.0% of the rows  text_only" in text
+    assert "50.0% of the rows  text_only" in text and "held out: text_only heldout-texts, ASR" in text
     assert "new for this stage" in text and "GiB per device" in text
     assert "1,024 rows (1 devices), 50 steps" in text
 

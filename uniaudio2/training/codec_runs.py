@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .. import (
@@ -17,15 +17,22 @@ from .. import (
     ReasoningCodecConfig,
     ReasoningCodecForConditionalGeneration,
     ReasoningCodecModel,
+    ReasoningCodecTextConfig,
     ReasoningCodecTextProcessor,
     UniAudio2FeatureExtractor,
 )
-from .codec_stages import ReasoningSFTTrainer, ReconstructionTrainer, text_head_adapters
+from .codec_stages import (
+    ReasoningSFTTrainer,
+    ReconstructionTrainer,
+    freeze_unused_decoders,
+    text_head_adapters,
+)
+from .estimates import memory_line, parameter_counts, state_bytes, transformer_bytes
 from .manifest import checked_rows, import_datasets, load_manifest
-from .recipe import checked_section
+from .recipe import checked_section, evaluated
 from .rewards import REWARDS, JudgeReward
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
-from .stage_trainer import StageTrainingArguments
+from .stage_trainer import StageTrainingArguments, freeze_all_but
 from .text_head_data import RecordingCollator, UnderstandingCollator
 from .waveforms import RandomCrops
 
@@ -48,7 +55,8 @@ SECTIONS = {
     "lora": ("rank", "alpha", "dropout", "train_reasoning_branch"),
     "loss": None,
     "rewards": ("functions", "weights", "judge"),
-    "data": ("sources", "max_seconds", "seed"),
+    "data": ("sources", "validation", "max_seconds", "seed"),
+    "hardware": ("num_devices",),
     "arguments": None,
     "output": None,
 }
@@ -59,6 +67,11 @@ REQUIRED = {
     "reconstruction": ("model.codec",),
 }
 REQUIRED_OF_ALL = ("data.sources", "arguments.max_steps", "output")
+
+
+# For the memory of a stage. Text of a prompt and an answer of the supervised one; what the scalar codec in its default
+# size and its discriminators keep per sample and channel for the backward pass, measured.
+ANSWER_ROWS, SCALAR_CODEC_BYTES = 256, 1000
 
 
 @dataclass
@@ -105,27 +118,82 @@ class CodecRun:
             (made / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         return made
 
+    # Saying
+
     def describe(self) -> str:
-        """What `train` would do: the data mix, and what learns."""
-        trainer, _ = getattr(self, f"_{self.stage.replace('-', '_')}")()
-        parameters = list(trainer.model.parameters())
-        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        sources = self.recipe["data"]["sources"]
-        whole = sum(float(entry.get("weight", 1.0)) for entry in sources)
-        shares = [float(entry.get("weight", 1.0)) / whole for entry in sources]
-        args = trainer.args
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return "\n".join(
-            [
-                f"stage        {self.stage} ({type(trainer).__name__})",
-                *(
-                    f"data         {share:6.1%} {entry.get('task', '')} {entry['path']}"
-                    for share, entry in zip(shares, sources, strict=True)
-                ),
-                f"parameters   {sum(parameter.numel() for parameter in parameters):,}, trainable {trainable:,}",
-                f"step         {batch} recordings or completions, {args.max_steps:,} steps",
-            ]
-        )
+        """What `train` would do, without weights and data: data mix, what learns, memory, recordings per step."""
+        model, activations, frozen_judge = self.outline()
+        count, trainable = parameter_counts(model)
+        data, arguments = self.recipe["data"], self.recipe["arguments"]
+        whole = sum(float(entry.get("weight", 1.0)) for entry in data["sources"])
+        devices = (self.recipe.get("hardware") or {}).get("num_devices", 1)
+        batch = arguments.get("per_device_train_batch_size", 8) * arguments.get("gradient_accumulation_steps", 1)
+        lines = [f"stage        {self.stage}, losses {self.recipe.get('loss') or self.recipe.get('rewards') or {}}"]
+        lines += [
+            f"data         {float(entry.get('weight', 1.0)) / whole:6.1%} {entry.get('task', '')} {entry['path']}"
+            for entry in data["sources"]
+        ]
+        lines += [f"held out     {entry.get('task', '')} {entry['path']}" for entry in data.get("validation") or ()]
+        lines.append(f"parameters   {count:,}, trainable {trainable:,}")
+        if frozen_judge:
+            lines.append(f"judge        {frozen_judge:,}, frozen")
+        lines.append(memory_line(state_bytes(model) + 2 * frozen_judge, activations, devices, ", roughly"))
+        what = f"recordings in crops of {data['max_seconds']} s" if data.get("max_seconds") else "recordings"
+        if self.stage == "reasoning-grpo":
+            what = f"answers, {arguments.get('num_generations', 8)} to each recording"
+        lines.append(f"step         {batch * devices:,} {what} ({devices} devices), {arguments['max_steps']:,} steps")
+        return "\n".join(lines)
+
+    def outline(self) -> tuple[nn.Module, int, int]:
+        """The model of the stage without memory, the bytes of its activations on one device, and the parameters of a
+        judge beside it."""
+        arguments, names = self.recipe["arguments"], self.recipe["model"]
+        batch = arguments.get("per_device_train_batch_size", 8)
+        checkpointing = arguments.get("gradient_checkpointing", False)
+        if self.stage == "scalar-codec":
+            config = self.codec_config()
+            with torch.device("meta"):
+                model = ScalarCodecForTraining(config.scalar_config, **self.recipe["loss"])
+            samples = batch * self.recipe["data"]["max_seconds"] * config.sampling_rate
+            return model, round(SCALAR_CODEC_BYTES * samples * config.scalar_config.init_channel), 0
+        if self.stage == "reconstruction":
+            config = self.codec_config()
+            with torch.device("meta"):
+                model = ReasoningCodecModel(config)
+            freeze_all_but(model, ReconstructionTrainer.trained_modules(model))
+            weights = {name: getattr(config, f"{name}_weight", 1.0) for name in ReconstructionTrainer.loss_weights}
+            freeze_unused_decoders(model, weights | (self.recipe.get("loss") or {}))
+            flow = config.flow_config
+            rows = batch * round(self.max_seconds(config) * config.sampling_rate) // config.latent_hop_length
+            width = flow.num_attention_heads * flow.attention_head_dim
+            return model, transformer_bytes(rows, width, flow.num_layers, checkpointing), 0
+        if self.stage == "reasoning-sft":
+            text = AutoConfig.from_pretrained(names["language_model"])
+            config = ReasoningCodecTextConfig(codec_config=self.codec_config(), text_config=text, audio_token_id=0)
+            answer = ANSWER_ROWS
+        else:
+            config = ReasoningCodecTextConfig.from_pretrained(names["text_head"])
+            text, answer = config.text_config, arguments.get("max_completion_length", 256)
+        with torch.device("meta"):
+            model = ReasoningCodecForConditionalGeneration(config)
+            if self.recipe.get("lora") is None:
+                freeze_all_but(model, ReasoningSFTTrainer.trained_modules(model))
+            model = self.adapted(model)
+        codec = config.codec_config
+        rows = batch * (round(self.max_seconds(codec) * codec.sampling_rate) // codec.reasoning_hop_length + answer)
+        activations = transformer_bytes(rows, text.hidden_size, text.num_hidden_layers, checkpointing)
+        judge = 0
+        if "judge" in (self.recipe.get("rewards") or {}).get("functions", ()):
+            with torch.device("meta"):
+                judge, _ = parameter_counts(
+                    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.recipe["rewards"]["judge"]))
+                )
+        return model, activations + 8 * rows * text.vocab_size, judge
+
+    def max_seconds(self, config: ReasoningCodecConfig) -> float:
+        """The longest recording of the stage: at most what Whisper hears."""
+        limit = config.whisper_config.max_source_positions / 50
+        return min(self.recipe["data"].get("max_seconds") or limit, limit)
 
     # Stages: each returns its trainer, and what saves the result into a folder.
 
@@ -139,8 +207,9 @@ class CodecRun:
             scale_to_data(model.codec, crop([rows[index] for index in range(min(16, len(rows)))])["waveform"][:, None])
         trainer = ScalarCodecTrainer(
             model,
-            args=TrainingArguments(output_dir=self.recipe["output"], **self.recipe["arguments"]),
+            args=TrainingArguments(output_dir=self.recipe["output"], **evaluated(self.recipe)),
             train_dataset=rows,
+            eval_dataset=self.validation(),
             data_collator=crop,
         )
         return trainer, lambda folder: save_model(model.codec, str(folder / "model.safetensors"))
@@ -162,6 +231,7 @@ class CodecRun:
             self.arguments(),
             loss_weights=self.recipe.get("loss"),
             train_dataset=self.rows(),
+            eval_dataset=self.validation(),
             data_collator=UnderstandingCollator(processor),
         )
         return trainer, lambda folder: _save_text_head(trainer, processor, folder)
@@ -178,10 +248,11 @@ class CodecRun:
             model,
             [self.reward(name) for name in rewards["functions"]],
             GRPOConfig(
-                output_dir=self.recipe["output"], reward_weights=rewards.get("weights"), **self.recipe["arguments"]
+                output_dir=self.recipe["output"], reward_weights=rewards.get("weights"), **evaluated(self.recipe)
             ),
             self.rows(),
             processor,
+            eval_dataset=self.validation(),
             peft_config=text_head_adapters(model, **self.recipe["lora"]),
         )
         return trainer, lambda folder: _save_text_head(trainer, processor, folder)
@@ -193,14 +264,13 @@ class CodecRun:
             text_head.copy_reasoning_branch_to(codec)
         if names.get("scalar_codec"):
             load_model(codec.scalar_codec, str(Path(names["scalar_codec"]) / "model.safetensors"))
-        limit = codec.config.whisper_config.max_source_positions / 50
-        seconds = min(self.recipe["data"].get("max_seconds", limit), limit)
-        max_samples = round(seconds * codec.config.sampling_rate)
+        max_samples = round(self.max_seconds(codec.config) * codec.config.sampling_rate)
         trainer = ReconstructionTrainer(
             codec,
             self.arguments(),
             loss_weights=self.recipe.get("loss"),
             train_dataset=self.rows(),
+            eval_dataset=self.validation(),
             data_collator=RecordingCollator(
                 UniAudio2FeatureExtractor(), max_samples // codec.config.frame_unit * codec.config.frame_unit
             ),
@@ -209,16 +279,25 @@ class CodecRun:
 
     # Parts
 
+    def codec_config(self) -> ReasoningCodecConfig:
+        """Of the codec of the recipe, with the sizes of `config`."""
+        names = self.recipe["model"]
+        found = ReasoningCodecConfig.from_pretrained(self.codec_path())
+        if not names.get("fresh", True):
+            return found
+        return ReasoningCodecConfig.from_dict(found.to_dict() | (names.get("config") or {}))
+
+    def codec_path(self) -> str:
+        path = self.recipe["model"]["codec"]
+        return str(Path(TINY) / "codec") if path == "tiny" else path
+
     def codec(self) -> ReasoningCodecModel:
         """The codec of the recipe; with `fresh` what the stage trains begins anew, in the sizes of `config`."""
         names = self.recipe["model"]
-        path = str(Path(TINY) / "codec") if names["codec"] == "tiny" else names["codec"]
-        codec = ReasoningCodecModel.from_pretrained(path)
+        codec = ReasoningCodecModel.from_pretrained(self.codec_path())
         if not names.get("fresh", True):
             return codec
-        anew = ReasoningCodecModel(
-            ReasoningCodecConfig.from_dict(codec.config.to_dict() | (names.get("config") or {}))
-        )
+        anew = ReasoningCodecModel(self.codec_config())
         kept = {k: v for k, v in codec.state_dict().items() if not k.startswith(FRESH_PARTS[self.stage])}
         if self.stage != "reconstruction":  # which goes on from the codes of these parts
             kept = {k: v for k, v in kept.items() if k.startswith(("front_ends", "scalar_codec"))}
@@ -246,35 +325,46 @@ class CodecRun:
         return JudgeReward(model, AutoTokenizer.from_pretrained(judge))
 
     def arguments(self) -> StageTrainingArguments:
-        return StageTrainingArguments(output_dir=self.recipe["output"], **self.recipe["arguments"])
+        return StageTrainingArguments(output_dir=self.recipe["output"], **evaluated(self.recipe))
 
     def rows(self):
         """The sources of the recipe, mixed by their weights: rows with `audio`, `task`, `text` and `question`."""
-        datasets = import_datasets()
-        parts, weights = [], []
-        for entry in self.recipe["data"]["sources"]:
-            rows = [
-                {
-                    "audio": row["audio"] if isinstance(row["audio"], Mapping) else {"path": row["audio"]},
-                    "task": entry.get("task") or row.get("task") or "",
-                    "text": row.get("text") or "",
-                    "question": row.get("question"),
-                }
-                for row in checked_rows(load_manifest(entry["path"]), ["audio"], Path(entry["path"]).parent)
-            ]
-            features = datasets.Features(
-                audio={"path": datasets.Value("string"), "bytes": datasets.Value("binary")},
-                task=datasets.Value("string"),
-                text=datasets.Value("string"),
-                question=datasets.Value("string"),
-            )
-            for row in rows:
-                row["audio"] = {"path": row["audio"].get("path"), "bytes": row["audio"].get("bytes")}
-            parts.append(datasets.Dataset.from_list(rows, features=features))
-            weights.append(float(entry.get("weight", 1.0)))
+        data = self.recipe["data"]
+        parts = [read_rows(entry) for entry in data["sources"]]
+        weights = [float(entry.get("weight", 1.0)) for entry in data["sources"]]
         shares = [weight / sum(weights) for weight in weights]
-        seed = self.recipe["data"].get("seed", 0)
-        return datasets.interleave_datasets(parts, shares, seed=seed, stopping_strategy="all_exhausted")
+        return import_datasets().interleave_datasets(
+            parts, shares, seed=data.get("seed", 0), stopping_strategy="all_exhausted"
+        )
+
+    def validation(self):
+        """All held-out rows, if the recipe names any."""
+        entries = self.recipe["data"].get("validation")
+        return import_datasets().concatenate_datasets([read_rows(entry) for entry in entries]) if entries else None
+
+
+def read_rows(entry: Mapping[str, Any]):
+    """The recordings of one source, with `task`, `text` and `question` where there are any."""
+    datasets = import_datasets()
+    folder = Path(entry["path"]).parent if Path(entry["path"]).exists() else Path()
+    rows = []
+    for row in checked_rows(load_manifest(entry["path"]), ["audio"], folder):
+        audio = row["audio"] if isinstance(row["audio"], Mapping) else {"path": row["audio"]}
+        rows.append(
+            {
+                "audio": {"path": audio.get("path"), "bytes": audio.get("bytes")},
+                "task": entry.get("task") or row.get("task") or "",
+                "text": row.get("text") or "",
+                "question": row.get("question"),
+            }
+        )
+    features = datasets.Features(
+        audio={"path": datasets.Value("string"), "bytes": datasets.Value("binary")},
+        task=datasets.Value("string"),
+        text=datasets.Value("string"),
+        question=datasets.Value("string"),
+    )
+    return datasets.Dataset.from_list(rows, features=features)
 
 
 class _Crops:

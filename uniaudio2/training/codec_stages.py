@@ -4,6 +4,7 @@ GRPO, which lies between them, is in `reasoning_grpo.py`; the scalar codec, whic
 `scalar_codec.py`. Codebooks are moving averages and not weights: they follow every micro-batch, of all processes.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -109,12 +110,7 @@ class ReconstructionTrainer(StageTrainer):
         config = model.config
         own_weights = {name: getattr(config, f"{name}_weight") for name in self.loss_weights if name != "flow_loss"}
         super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
-        for name, decoder in (
-            ("phone_feature_loss", model.phone_feature_decoder),
-            ("structure_feature_loss", model.structure_feature_decoder),
-        ):
-            # Without a gradient it must be frozen, or weight decay would move it.
-            decoder.requires_grad_(self.weights[name] > 0)
+        freeze_unused_decoders(model, self.weights)
         synchronize_codebooks(model)
 
     @classmethod
@@ -143,6 +139,13 @@ class ReconstructionTrainer(StageTrainer):
     def _count_latents(self, inputs: dict[str, Any]) -> torch.Tensor:
         config: ReasoningCodecConfig = self.model.config
         return torch.ceil(inputs["padding_mask"].sum(dim=1) / config.latent_hop_length).sum().long()
+
+
+def freeze_unused_decoders(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Those of features whose loss weighs nothing: without a gradient, weight decay would move them."""
+    for feature in ("phone", "structure"):
+        decoder = model.get_submodule(f"{feature}_feature_decoder")
+        decoder.requires_grad_(weights[f"{feature}_feature_loss"] > 0)
 
 
 def text_head_adapters(

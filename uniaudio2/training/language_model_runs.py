@@ -1,7 +1,7 @@
 """One stage of the language model from a recipe: prepare it, say what it will do, train it, save what it made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .. import TINY, UniAudio2Config, UniAudio2ForConditionalGeneration, UniAudio2Processor
 from .adapters import add_adapters
+from .estimates import memory_line, state_bytes, transformer_bytes
 from .language_model_stages import (
     AudioTextPretrainingTrainer,
     GenerationWarmupTrainer,
@@ -25,8 +26,8 @@ from .language_model_stages import (
     remove_semantic_decoder,
 )
 from .manifest import load_manifest
-from .mixture import Mixture, make_source
-from .recipe import RECIPES, checked_section
+from .mixture import EveryExample, Mixture, Source, make_source
+from .recipe import RECIPES, checked_section, evaluated
 from .stage_trainer import StageTrainingArguments, freeze_all_but
 
 STAGES: dict[str, type[LanguageModelStageTrainer]] = {
@@ -40,14 +41,12 @@ SECTIONS = {
     "model": ("path", "semantic_feature_size"),
     "lora": ("rank", "alpha", "dropout"),
     "loss": ("weights", "codebook_weights"),
-    "data": ("context", "packed", "sources"),
+    "data": ("context", "packed", "sources", "validation"),
     "hardware": ("num_devices",),
     "arguments": None,
     "output": None,
 }
 REQUIRED = ("model.path", "data.context", "data.sources", "arguments.max_steps", "output")
-
-GIB = 2**30
 
 
 @dataclass
@@ -83,11 +82,23 @@ class LanguageModelRun:
 
     def mixture(self, processor: UniAudio2Processor, seed: int) -> Mixture:
         data = self.recipe["data"]
-        sources = [
-            make_source(entry, load_manifest(entry["path"]), processor, index, seed)
-            for index, entry in enumerate(data["sources"])
-        ]
+        sources = self._sources(data["sources"], processor, seed)
         return Mixture(sources, processor, data["context"], data.get("packed", True), self.distils)
+
+    def validation(self, processor: UniAudio2Processor, seed: int) -> EveryExample | None:
+        """The held-out examples, if the recipe names any."""
+        data = self.recipe["data"]
+        if not data.get("validation"):
+            return None
+        sources = self._sources(data["validation"], processor, seed)
+        return EveryExample(Mixture(sources, processor, data["context"], False, self.distils))
+
+    @staticmethod
+    def _sources(entries: Sequence[Mapping[str, Any]], processor: UniAudio2Processor, seed: int) -> list[Source]:
+        return [
+            make_source(entry, load_manifest(entry["path"]), processor, index, seed)
+            for index, entry in enumerate(entries)
+        ]
 
     def prepared(self, model: UniAudio2ForConditionalGeneration) -> nn.Module:
         """The model with what the stage adds to it: the semantic decoder, adapters."""
@@ -98,7 +109,7 @@ class LanguageModelRun:
         return model
 
     def arguments(self) -> StageTrainingArguments:
-        arguments = dict(self.recipe["arguments"])
+        arguments = evaluated(self.recipe)
         deepspeed = arguments.get("deepspeed")
         if deepspeed is not None and not Path(deepspeed).suffix:
             arguments["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")
@@ -119,6 +130,7 @@ class LanguageModelRun:
         processor = UniAudio2Processor.from_pretrained(self.model_path)
         with arguments.main_process_first(desc="lengths of texts"):
             mixture = self.mixture(processor, arguments.seed)
+            validation = self.validation(processor, arguments.seed)
         model = UniAudio2ForConditionalGeneration.from_pretrained(self.model_path)
         loss = self.recipe.get("loss") or {}
         trainer = self.trainer_class(
@@ -127,6 +139,8 @@ class LanguageModelRun:
             loss_weights=loss.get("weights"),
             codebook_weights=loss.get("codebook_weights"),
             train_dataset=mixture,
+            eval_dataset=validation,
+            data_collator=None if validation is None else validation.mixture.collate,
         )
         folder = Path(arguments.output_dir)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
@@ -176,8 +190,11 @@ class LanguageModelRun:
         for entry in sources:
             what = entry.get("task") or f"sentences: {entry['sentences']}"
             lines.append(f"  {float(entry.get('weight', 1.0)) / whole:6.1%} of the rows  {what:44s} {entry['path']}")
+        if data := self.recipe["data"].get("validation"):
+            names = ", ".join(f"{entry.get('task') or entry['sentences']} {entry['path']}" for entry in data)
+            lines.append(f"  held out: {names}")
         lines += ["", "parameters", *_parameter_lines(model, config), ""]
-        lines += _memory_lines(model, config, self.recipe) + _step_lines(self.recipe)
+        lines += [_memory_line(model, config, self.recipe), *_step_lines(self.recipe)]
         return "\n".join(lines)
 
 
@@ -202,23 +219,15 @@ def _parameter_lines(model: nn.Module, config: UniAudio2Config) -> list[str]:
     return [f"  {part:20s} {count:>15,}   trainable {learns:>15,}" for part, (count, learns) in table.items() if count]
 
 
-def _memory_lines(model: nn.Module, config: UniAudio2Config, recipe: Mapping[str, Any]) -> list[str]:
-    """
-    Rough sizes for one device under ZeRO-3 or FSDP2 and without: weights and gradients in 2 bytes, AdamW's two moments
-    and the weights it keeps in 4 each; activations with checkpointing, one width per layer and row, and the text
-    scores twice in 4 bytes.
-    """
-    count = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def _memory_line(model: nn.Module, config: UniAudio2Config, recipe: Mapping[str, Any]) -> str:
+    """With the text scores, twice in 4 bytes."""
+    arguments = recipe["arguments"]
+    rows = recipe["data"]["context"] * arguments.get("per_device_train_batch_size", 8)
+    checkpointing = arguments.get("gradient_checkpointing", False)
+    activations = transformer_bytes(rows, config.hidden_size, config.num_hidden_layers, checkpointing)
     devices = recipe.get("hardware", {}).get("num_devices", 1)
-    rows = recipe["data"]["context"] * recipe["arguments"].get("per_device_train_batch_size", 8)
-    state = 2 * count + 2 * trainable + 12 * trainable
-    activations = 2 * rows * config.hidden_size * config.num_hidden_layers + 8 * rows * config.vocab_size
-    return [
-        f"memory       about {(state + activations) / GIB:.1f} GiB per device without sharding, "
-        f"{(state / devices + activations) / GIB:.1f} GiB sharded over {devices} "
-        f"(of these {activations / GIB:.1f} GiB activations, with checkpointing)"
-    ]
+    note = ", with checkpointing" if checkpointing else ""
+    return memory_line(state_bytes(model), activations + 8 * rows * config.vocab_size, devices, note)
 
 
 def _step_lines(recipe: Mapping[str, Any]) -> list[str]:

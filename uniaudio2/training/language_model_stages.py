@@ -80,8 +80,6 @@ class LanguageModelStageTrainer(StageTrainer):
         if not isinstance(self.train_dataset, Mixture):
             return super().get_train_dataloader()
         batches = MixtureBatches(self.train_dataset, self.args.train_batch_size, self.args.seed)
-        # Without end and of no fixed size: there is no last batch to fill up for all processes.
-        self.accelerator.even_batches = False
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=batches,
@@ -90,7 +88,12 @@ class LanguageModelStageTrainer(StageTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(loader)
+        # Without end and of no fixed size: there is no last batch to fill up for all processes, as in evaluation.
+        in_evaluation, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return self.accelerator.prepare(loader)
+        finally:
+            self.accelerator.even_batches = in_evaluation
 
     def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
         outputs = model(**inputs, use_cache=False)

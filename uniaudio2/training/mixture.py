@@ -306,6 +306,30 @@ class Mixture(Dataset):
         return batch
 
 
+class EveryExample(Dataset):
+    """
+    Every record of every source once, for evaluation; those that are longer than the context are left out.
+
+    Args:
+        mixture (`Mixture`): The sources; not packed. Its `collate` makes batches.
+    """
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+        self.draws = [
+            Draw(place, number, length)
+            for place, source in enumerate(mixture.sources)
+            for number in range(source.num_items)
+            if (length := source.length(number, mixture.max_rows)) is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.mixture[(self.draws[index],)]
+
+
 class MixtureBatches:
     """
     The batch sampler of a [`Mixture`], without end.

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
 from ..processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
+from .faults import FaultTolerance
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -24,7 +25,7 @@ except ImportError as error:
 AUDIO_FEATURES = ("whisper_features", "music_features", "reasoning_mask")
 
 
-class ReasoningGRPOTrainer(GRPOTrainer):
+class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
     """
     Stage 2 of the codec: the text head is rewarded for what it says about a recording.
 
@@ -42,6 +43,7 @@ class ReasoningGRPOTrainer(GRPOTrainer):
             Rows with `audio`, `task` and for questions `question`; rewards get all columns.
         processor ([`~uniaudio2.ReasoningCodecTextProcessor`]): Prompts, tokenizer and feature extractor.
         sampling_rate (`int`, *optional*): Of waveforms that do not bring their own.
+        eval_dataset (`datasets.Dataset`, *optional*): Rows to evaluate on.
         kwargs: As of `trl.GRPOTrainer`, e.g. `peft_config`.
 
     Raises:
@@ -56,6 +58,7 @@ class ReasoningGRPOTrainer(GRPOTrainer):
         train_dataset: Dataset,
         processor: ReasoningCodecTextProcessor,
         sampling_rate: int | None = None,
+        eval_dataset: Dataset | None = None,
         **kwargs,
     ):
         if args.beta != 0.0 and kwargs.get("peft_config") is None:
@@ -75,6 +78,7 @@ class ReasoningGRPOTrainer(GRPOTrainer):
             reward_funcs,
             args,
             with_prompts(train_dataset, processor),
+            None if eval_dataset is None else with_prompts(eval_dataset, processor),
             processing_class=processor.tokenizer,
             **kwargs,
         )

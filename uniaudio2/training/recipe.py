@@ -76,3 +76,9 @@ def checked_section(
         value = recipe.get(section)
         if value is None or (key and value.get(key) is None):
             raise ValueError(f"The recipe lacks {name}: add it to the file, or pass {name}=VALUE.")
+
+
+def evaluated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe, which evaluate every `eval_steps` where it names held-out data."""
+    strategy = {"eval_strategy": "steps"} if recipe["data"].get("validation") else {}
+    return strategy | dict(recipe["arguments"])

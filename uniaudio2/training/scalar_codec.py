@@ -14,6 +14,7 @@ from ..modeling_uniaudio2.modeling_scalar_codec import (
     ScalarCodecConvTranspose1d,
 )
 from .discriminators import WaveformDiscriminators
+from .faults import FaultTolerance
 from .spectral_loss import MultiScaleSpectralLoss
 
 
@@ -93,7 +94,7 @@ class ScalarCodecForTraining(nn.Module):
         }
 
 
-class ScalarCodecTrainer(Trainer):
+class ScalarCodecTrainer(FaultTolerance, Trainer):
     """[`~transformers.Trainer`] for [`ScalarCodecForTraining`] on [`~uniaudio2.training.waveforms.RandomCrops`]; with
     discriminators it logs the parts of the loss."""
 
@@ -108,6 +109,12 @@ class ScalarCodecTrainer(Trainer):
         for name in outputs.keys() - {"loss", "audio_values"}:
             self.parts.setdefault(name, []).append(outputs[name].item())
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone, which is then the spectral one."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss, None, None
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:

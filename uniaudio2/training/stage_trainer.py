@@ -1,11 +1,8 @@
 """What all training stages share: a `Trainer` that knows its losses by name, and never leaves half a checkpoint."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +10,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available, is_wandb_available
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import ModelOutput
 
-# Where a checkpoint is written before it gets its name. `get_last_checkpoint` does not see it, pushes leave it out.
-UNFINISHED = "_unfinished"
+from .faults import FaultTolerance
 
 # Dense bfloat16 peak of common accelerators in TFLOP/s (vendors' data sheets), by a part of the device's name.
 DEVICE_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
@@ -54,7 +49,7 @@ class StageTrainingArguments(TrainingArguments):
             )
 
 
-class StageTrainer(Trainer):
+class StageTrainer(FaultTolerance, Trainer):
     """
     A [`~transformers.Trainer`] for one stage of training. A stage says which modules learn (`trained_modules`), what
     its losses are (`step_losses`, of how many things each is the mean: `count_items`) and what they weigh
@@ -64,9 +59,7 @@ class StageTrainer(Trainer):
       over micro-batches and processes: one batch of 8 and 8 batches of one have the same gradient.
     - *Logs.* Every value of `step_losses` by its name, tokens per second, and the share of the device's peak that the
       model's own operations make up (`model_flops_utilization`).
-    - *Faults.* A loss or gradient that is not finite stops the training before the weights change; the batches of that
-      step are saved beside the checkpoints. A checkpoint is written in a folder of its own and renamed when it is
-      complete, so that a crash, a kill or a full disk leaves the one before as it was.
+    - *Faults.* As [`~uniaudio2.training.faults.FaultTolerance`] says; a loss that is not finite stops it too.
 
     Args:
         model (`nn.Module`):
@@ -101,12 +94,10 @@ class StageTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         # Of the accumulated batch, in `compute_loss`: nothing is left for `Trainer` to divide by.
         self.loss_is_scaled_for_ga = True
-        self._step_batches: list[dict[str, Any]] = []
         self._step_items: dict[str, torch.Tensor] | None = None
         self._train_sums, self._eval_sums = _WeightedSums(), _WeightedSums()
         self._num_tokens = 0
         self._last_log: tuple[float, float] | None = None  # when, and the operations done until then
-        self._is_saving = False
 
     # What a stage says
 
@@ -152,14 +143,14 @@ class StageTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], None]:
         if self._last_log is None:
             self._last_log = (time.perf_counter(), self.state.total_flos)
-        self._step_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [self.count_items(batch) for batch in self._step_batches]
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [self.count_items(batch) for batch in batches]
         if counts:
             totals = torch.stack([sum(count[name] for count in counts) for name in counts[0]])
             totals = self.accelerator.reduce(totals.to(device), "sum")
             self._step_items = dict(zip(counts[0], totals, strict=True))
-            self._num_tokens += sum(int(self.count_tokens(batch)) for batch in self._step_batches)
-        return self._step_batches, None
+            self._num_tokens += sum(int(self.count_tokens(batch)) for batch in batches)
+        return batches, None
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         values, outputs = self.step_losses(model, inputs)
@@ -182,23 +173,6 @@ class StageTrainer(Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss, None, None
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None):
-        """The last place before the optimiser moves the weights."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if grad_norm is not None and not torch.isfinite(torch.as_tensor(grad_norm)):
-            self._stop("gradient norm", float(grad_norm))
-        return grad_norm
-
-    def _stop(self, what: str, value: float) -> None:
-        step = self.state.global_step + 1
-        path = Path(self.args.output_dir) / f"not_finite_step-{step}_process-{self.args.process_index}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"step": step, what: value, "batches": self._step_batches}, path)
-        raise FloatingPointError(
-            f"The {what} of step {step} is {value}. The weights are as before this step. Its batches are saved "
-            f"in {path}; the last checkpoint in {path.parent} is good."
-        )
-
     # Logs
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -220,35 +194,6 @@ class StageTrainer(Trainer):
         if peak is not None:
             speed["model_flops_utilization"] = flos / seconds / (peak * 1e12 * self.args.world_size)
         return speed
-
-    # Checkpoints
-
-    def _get_output_dir(self, trial=None) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, UNFINISHED) if self._is_saving else folder
-
-    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        """Write aside, then rename; only then remove old checkpoints. All processes write, each its own files."""
-        folder = Path(self._get_output_dir(trial))
-        if self.args.should_save:
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a process that was killed
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception:
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # a full disk has room again
-            raise
-        finally:
-            self._is_saving = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            shutil.rmtree(folder / name, ignore_errors=True)  # of a run that is repeated from an earlier step
-            os.replace(folder / UNFINISHED / name, folder / name)
-            (folder / UNFINISHED).rmdir()
-            rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
-        self.accelerator.wait_for_everyone()
 
 
 class _WeightedSums:
