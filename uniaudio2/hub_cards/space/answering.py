@@ -21,6 +21,8 @@ REFUSALS = (ValueError, TypeError, OSError)
 # The page is told how far the work is at most this often (seconds).
 REPORT_INTERVAL = 0.2
 LARGEST_SEED = 2**31 - 1
+# Asks for a seed of our own.
+NEW_SEED = -1
 # The live player at rest, for the scripts of the page.
 AT_REST_JS = json.dumps(AT_REST)
 # All that runs the model stands in one queue.
@@ -35,13 +37,13 @@ class Outputs:
     are_last: bool = True
 
 
-def chosen_seed(seed: float | None) -> int:
+def chosen_seed(seed: int) -> int:
     """The seed that was asked for, or one of our own."""
-    if seed is None:
+    if seed == NEW_SEED:
         return secrets.randbelow(LARGEST_SEED + 1)
-    if seed != int(seed) or not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"The seed is {seed:g}, and has to be a whole number from 0 to {LARGEST_SEED}.")
-    return int(seed)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"The seed is {seed}, and has to lie between 0 and {LARGEST_SEED}, or be {NEW_SEED} for any.")
+    return seed
 
 
 def told(engine: Engine, num_outputs: int, work: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
@@ -148,6 +150,7 @@ def starts(
         [live, *outputs],
         api_name=api_name,
         show_progress="hidden",
+        scroll_to_output=True,
         **MODEL_QUEUE,
     )
     stop.click(

@@ -55,7 +55,7 @@ def build_demo(model_id: str | None = None) -> gr.Blocks:
     ) as demo:
         gr.HTML(header(html.escape(engine.checkpoint.name), _abilities(engine.checkpoint)))
         fields = {}
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for name, module in TABS.items():
                 with gr.Tab(name.capitalize(), id=name, elem_id=f"tab-{name}"):
                     fields[name] = module.build(engine)

@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import chosen_seed, saved, starts, told
-from .examples import RECORDINGS
+from .answering import NEW_SEED, chosen_seed, saved, starts, told
+from .examples import recordings_to_try
 from .inference import Engine, Reconstructed, Reconstruction
 from .layout import audio_result, buttons, heading, recording, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording
@@ -30,7 +30,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         with gr.Column(scale=5, min_width=320):
             audio = recording(f"Recording (up to {MAX_RECORDING_SECONDS:.0f} seconds)", "codec-recording")
             go, stop = buttons(TAB, "Encode and decode")
-            gr.Examples([str(path) for path in RECORDINGS], [audio], label="Try one", elem_id="codec-examples")
+            recordings_to_try(TAB, audio)
             steps = gr.Slider(
                 1,
                 MAX_STEPS,
@@ -58,7 +58,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         steps: float = 10,
         guidance_scale: float = 2.5,
         source: str = "reconstruction",
-        seed: float | None = None,
+        seed: int = NEW_SEED,
     ) -> Iterator[tuple[Any, ...]]:
         """Encodes a recording to reasoning and reconstruction codes and decodes it again, from the reconstruction
         codes (`source` is "reconstruction") or from "both" streams. Returns the audio file, the codes, and the facts:

@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import Outputs, chosen_seed, starts, told
+from .answering import NEW_SEED, Outputs, chosen_seed, starts, told
+from .examples import recordings_to_try
 from .files import save_result
 from .inference import Answer, Engine, Heard, Request, codes_part
 from .layout import audio_settings, buttons, heading, note, recording, reuse_button
@@ -69,6 +70,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
             text = gr.Textbox(value="", label="Your text", lines=2, placeholder="one two", elem_id="converse-text")
             audio = recording("Your recording", "converse-recording")
             go, stop = buttons(TAB, "Send", interactive=bool(known))
+            recordings_to_try(TAB, audio)
             clear = gr.Button("New conversation", size="sm", elem_id="converse-clear")
             if missing:
                 note(checkpoint.reason_against(*missing))
@@ -110,7 +112,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         kind: str,
         text: str = "",
         audio: str | None = None,
-        seed: float | None = None,
+        seed: int = NEW_SEED,
         temperature: float = 0.0,
         guidance_scale: float = 1.0,
         max_seconds: float = 10.0,
@@ -188,7 +190,15 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         api_visibility="private",
         queue=False,
     )
-    clear.click(lambda: ([], []), None, [chat, conversation], api_name="new_conversation", queue=False)
+    gr.on(
+        [clear.click, chat.clear],
+        lambda: ([], []),
+        None,
+        [chat, conversation],
+        api_name="new_conversation",
+        api_description="Forgets the conversation.",
+        queue=False,
+    )
     return {"kind": kind, "text": text, "seed": settings.seed, "temperature": settings.temperature}
 
 

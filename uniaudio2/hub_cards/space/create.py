@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import chosen_seed, sound_of, starts, told
+from .answering import NEW_SEED, chosen_seed, sound_of, starts, told
 from .inference import Engine, Request
 from .layout import audio_result, audio_settings, buttons, heading, note
 from .limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, check_text
@@ -60,7 +60,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
     def create(
         kind: str,
         text: str,
-        seed: float | None = None,
+        seed: int = NEW_SEED,
         temperature: float = 0.0,
         guidance_scale: float = 1.0,
         max_seconds: float = 10.0,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from .answering import NEW_SEED
 from .checkpoint import Checkpoint
 from .limits import MAX_ANSWER_SECONDS
 from .live import Facts, LivePlayer
@@ -48,12 +49,12 @@ class Settings:
 
 
 def seed_field(tab: str) -> gr.Number:
-    """The seed; empty is a new one every time."""
+    """The seed."""
     return gr.Number(
-        value=None,
+        value=NEW_SEED,
         precision=0,
         label="Seed",
-        info="Empty: a new one each time. The same seed gives the same result.",
+        info=f"{NEW_SEED} is a new one each time. The same seed gives the same result.",
         elem_id=f"{tab}-seed",
     )
 
@@ -96,7 +97,7 @@ class Result:
 
     live: LivePlayer
     audio: gr.Audio
-    codes: gr.File
+    codes: gr.DownloadButton
     facts: Facts
 
     @property
@@ -112,18 +113,18 @@ def audio_result(tab: str, seed: gr.Number, label: str = "Sound") -> Result:
         interactive=False,
         type="filepath",
         elem_id=f"{tab}-audio",
+        elem_classes="answer-audio",
         buttons=["download"],
         waveform_options=gr.WaveformOptions(waveform_color="#94a3b8", waveform_progress_color="#0f766e"),
     )
     facts = Facts(elem_id=f"{tab}-facts")
-    reuse_button(tab, facts, seed)
-    codes = gr.File(label="Its codes (safetensors)", interactive=False, elem_id=f"{tab}-codes", height=70)
+    with gr.Row(elem_classes="follow-ups"):
+        reuse_button(tab, facts, seed)
+        codes = gr.DownloadButton("Download its codes", size="sm", elem_id=f"{tab}-codes")
     return Result(live, audio, codes, facts)
 
 
 def reuse_button(tab: str, facts: Facts, seed: gr.Number) -> None:
     """Puts the seed of the result into the form, so that the next run repeats it."""
-    reuse = gr.Button("Keep this seed", size="sm", variant="secondary", elem_id=f"{tab}-reuse", elem_classes="reuse")
-    reuse.click(
-        None, js="(facts) => facts?.seed ?? null", inputs=facts, outputs=seed, api_visibility="private", queue=False
-    )
+    reuse = gr.Button("Keep this seed", size="sm", elem_id=f"{tab}-reuse", elem_classes="follow-up")
+    reuse.click(None, js="(facts) => facts.seed", inputs=facts, outputs=seed, api_visibility="private", queue=False)

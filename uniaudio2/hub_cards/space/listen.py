@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import chosen_seed, starts, told, words_of
-from .examples import RECORDINGS
+from .answering import NEW_SEED, chosen_seed, starts, told, words_of
+from .examples import recordings_to_try
 from .inference import Engine, Request
 from .layout import buttons, heading, note, recording, reuse_button, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording, check_text
@@ -49,7 +49,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
             go, stop = buttons(TAB, "Listen", interactive=bool(known))
             if missing:
                 note(checkpoint.reason_against(*missing))
-            gr.Examples([str(path) for path in RECORDINGS], [audio], label="Try one", elem_id="listen-examples")
+            recordings_to_try(TAB, audio)
             with gr.Accordion("Settings", open=False, elem_id="listen-settings"):
                 seed = seed_field(TAB)
                 temperature = gr.Slider(
@@ -65,7 +65,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         audio: str,
         action: str = "transcribe",
         question: str = "",
-        seed: float | None = None,
+        seed: int = NEW_SEED,
         temperature: float = 0.0,
     ) -> Iterator[tuple[Any, ...]]:
         """Transcribes or describes a recording, or answers a question about it. `action` is one of transcribe, lyrics,

@@ -13,7 +13,7 @@ from .inference import Progress
 
 # The states of a run. The style sheet shows the stop button while one is going on.
 IDLE, WAITING, WORKING, DONE, STOPPED, FAILED = "idle", "waiting", "working", "done", "stopped", "failed"
-AT_REST = {"run": "", "state": IDLE, "text": "", "fraction": 0, "chunks": []}
+AT_REST = {"run": "", "state": IDLE, "text": "What comes out appears here.", "fraction": 0, "chunks": []}
 
 _TEMPLATE = """
 <div class="live" data-state="${value.state}">
@@ -128,7 +128,7 @@ _FACTS_TEMPLATE = """
 <div class="facts" role="group" aria-label="About this result">
   ${value && value.seed !== undefined ? `<span>Seed <b>${value.seed}</b></span>` : ''}
   ${value && value.seconds ? `<span>${value.seconds} s of sound</span>` : ''}
-  ${value && value.link ? `<a href="${value.link}">Link to this form</a>
+  ${value && value.link ? `<a href="${value.link}">Link to this result</a>
   <button type="button" class="copy-link">Copy link</button>` : ''}
 </div>
 """

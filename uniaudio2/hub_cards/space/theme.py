@@ -11,7 +11,7 @@ THEME = gr.themes.Base(
     secondary_hue=gr.themes.colors.teal,
     neutral_hue=gr.themes.colors.slate,
     radius_size=gr.themes.sizes.radius_lg,
-    spacing_size=gr.themes.sizes.spacing_lg,
+    spacing_size=gr.themes.sizes.spacing_md,
     text_size=gr.themes.sizes.text_md,
     font=[*_TEXT, gr.themes.Font("sans-serif")],
     font_mono=_CODE,
@@ -62,6 +62,7 @@ THEME = gr.themes.Base(
     button_secondary_background_fill_hover="#f1f5f9",
     button_secondary_background_fill_dark="#1a2536",
     button_secondary_background_fill_hover_dark="#223047",
+    button_border_width="1px",
     button_secondary_border_color="#cbd5e1",
     button_secondary_border_color_dark="#33435c",
     button_cancel_background_fill="#ffffff",
@@ -107,6 +108,9 @@ def header(model: str, facts: str) -> str:
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+/* A flex item is as wide as its content wants by default, which on a phone is wider than the screen. */
+.gradio-container, .gradio-container > .main { min-width: 0; width: 100%; }
+.block.hide-container .html-container { padding: 0; }
 .page-head { display: flex; align-items: center; gap: 18px; padding: 10px 2px 4px; flex-wrap: wrap; }
 .page-head h1 { font-size: 1.7rem; font-weight: 750; letter-spacing: -0.02em; margin: 0; line-height: 1.15; }
 .page-head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
@@ -124,14 +128,19 @@ button[role="tab"] { font-weight: 600; }
 /* Shown while the live player of the same tab says that something is going on. */
 .tabitem:has([data-state="waiting"]) .actions .stop,
 .tabitem:has([data-state="working"]) .actions .stop { display: inline-flex; }
-.reuse { display: none; }
-.tabitem:has(.facts span) .reuse { display: inline-flex; align-self: flex-start; width: auto; }
+.follow-ups, .follow-up { display: none !important; }
+.tabitem:has(.facts span) .follow-ups, .tabitem:has(.facts span) .follow-up { display: flex !important; }
+.follow-ups button, .follow-up { flex: 0 1 auto !important; width: auto; align-self: flex-start; }
 
 .live { border-radius: 10px; }
 .live-text { min-height: 1.4em; margin: 0 0 6px; font-variant-numeric: tabular-nums; }
 .live progress { width: 100%; height: 6px; display: block; accent-color: #0f766e; }
-.live[data-state="idle"] { display: none; }
-.live[data-state="done"] progress, .live[data-state="failed"] progress, .live[data-state="stopped"] progress
+.live[data-state="idle"] { border: 1px dashed var(--border-color-primary); border-radius: 12px; padding: 40px 16px; }
+.live[data-state="idle"] .live-text { text-align: center; color: var(--body-text-color-subdued); margin: 0; }
+#listen-live .live[data-state="idle"], #converse-live .live[data-state="idle"] { display: none; }
+/* An empty player says nothing. */
+.tabitem:not(:has(.facts span)) .answer-audio { display: none; }
+.live[data-state="idle"] progress, .live[data-state="done"] progress, .live[data-state="failed"] progress, .live[data-state="stopped"] progress
   { display: none; }
 .live[data-state="failed"] .live-text { color: #b91c1c; font-weight: 600; }
 .dark .live[data-state="failed"] .live-text { color: #fca5a5; }
@@ -142,7 +151,7 @@ button[role="tab"] { font-weight: 600; }
 .facts .copy-link { color: var(--link-text-color); text-decoration: underline; }
 .facts .copy-link { background: none; border: 0; padding: 4px 2px; cursor: pointer; font: inherit; }
 
-.switched-off { border-left: 3px solid #d97706; padding: 2px 0 2px 12px; }
+.prose.switched-off { border-left: 3px solid #d97706; padding: 2px 0 2px 12px; }
 .switched-off p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; }
 
 .pictures { display: grid; gap: 14px; }
@@ -154,10 +163,16 @@ button[role="tab"] { font-weight: 600; }
 .pictures .axis { display: flex; justify-content: space-between; font-size: 0.75rem; margin-top: 2px;
   color: var(--body-text-color-subdued); }
 
+.controls button, .waveform-container + .timestamps time { color: var(--body-text-color-subdued); }
+/* A recording in the chat is one line, not a box. */
+#converse-chat .message-content .component-wrapper, #converse-chat [data-testid="bot"] .block { min-height: 0; }
+
 .page-foot { color: var(--body-text-color-subdued); font-size: 0.85rem; padding: 4px 2px; }
 *:focus-visible { outline: 2px solid #0f766e; outline-offset: 2px; }
 .dark *:focus-visible { outline-color: #5eead4; }
 @media (max-width: 640px) {
+  .gradio-container > .main { padding: 12px 14px !important; }
+  button[role="tab"] { padding: 0 8px !important; }
   .page-head { gap: 12px; }
   .page-head h1 { font-size: 1.35rem; }
   .page-head .model { margin-left: 0; text-align: left; }
