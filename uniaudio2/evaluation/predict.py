@@ -86,7 +86,7 @@ class Predictor:
         The answers to a batch of items, each what it is alone.
 
         Raises:
-            ValueError, TypeError, OSError: if one of the items cannot be asked, or has no answer.
+            ValueError, TypeError, OSError: if one of the items cannot be asked.
         """
         generators = [torch.Generator().manual_seed(question.seed) for question in questions]
         if test.task == CODES_TASK:
@@ -104,8 +104,6 @@ class Predictor:
             lengths = _text_lengths(sequences, end_ids)
             return list(map(Answer, self.processor.decode(sequences), lengths))
         waveforms = self.processor.decode(sequences, generator=generators, **test.codec)
-        if any(waveform.numel() == 0 for waveform in waveforms):
-            raise ValueError("the answer holds no audio frame")
         lengths = self._frame_counts(sequences[:, inputs["input_ids"].shape[1] :])
         return list(map(Answer, waveforms, lengths))
 
@@ -317,6 +315,8 @@ def _answered(
 def _stored(answer: Answer, fields: dict[str, Any], name: str, predictor: Predictor, folder: Path) -> dict[str, Any]:
     """An answer as the manifest has it, and the seconds of audio that were read or made."""
     if isinstance(answer.content, torch.Tensor):
+        if answer.content.numel() == 0:
+            raise ValueError("the answer holds no audio frame")
         path = f"{AUDIO_FOLDER}/{name}.flac"
         predictor.processor.save_audio(answer.content, folder / path)
         return {"answer": audio_value(path), "audio_seconds": len(answer.content) / predictor.sampling_rate}
