@@ -1,11 +1,12 @@
 """What all tabs do with a request: check it, run it, show how far it is, and say in plain words what went wrong."""
 
 import contextlib
+import functools
 import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import gradio as gr
 from ...processing import AudioCodes
 from .files import save_result
 from .inference import Answer, Engine, Progress, Request, Sound, Words
-from .live import AT_REST, STOPPED, WAITING, LivePlayer, Run, facts
+from .live import AT_REST, STOPPED, WAITING, Run, facts
 
 # What a wrong request raises; the message is for the user. Everything else is a fault of ours, and logged.
 REFUSALS = (ValueError, TypeError, OSError)
@@ -114,25 +115,31 @@ def words_of(engine: Engine, request: Request, link: str) -> Iterator[Any]:
 def starts(
     triggers: list[Any],
     stop: gr.Button,
-    live: LivePlayer,
+    live: gr.HTML,
     function: Callable[..., Iterator[tuple[Any, ...]]],
     inputs: list[gr.components.Component],
     outputs: list[gr.components.Component],
+    facts_shown: gr.HTML,
     api_name: str,
+    pictures: Sequence[gr.components.Component] = (),
 ) -> Any:
     """
-    Lets events start a request and a button stop it.
+    Lets events start a request, a button stop it, and clients ask for the same.
 
     Args:
         triggers (`list`): Methods of components that set up events, such as `button.click`.
         stop (`gr.Button`): The button that stops it.
-        live ([`LivePlayer`]): Shows how far it is.
-        function (`Callable`): Takes the inputs; gives the live player's values and the outputs, as [`told`] does.
-        inputs, outputs (`list`): Components, the outputs without the live player.
+        live (`gr.HTML`): The live player.
+        function (`Callable`):
+            Takes the inputs. Gives what [`told`] does: a value for the live player, for the outputs, for the facts and
+            for the pictures.
+        inputs, outputs (`list`): What a client gives and gets, besides the facts.
+        facts_shown (`gr.HTML`): Shows the facts.
         api_name (`str`): The name of the endpoint.
+        pictures (`Sequence`): What only the page has.
 
     Returns:
-        The event.
+        The event of the page.
     """
     # In the page itself, because the request may have to wait in the queue.
     gr.on(
@@ -147,8 +154,10 @@ def starts(
         triggers,
         function,
         inputs,
-        [live, *outputs],
-        api_name=api_name,
+        [live, *outputs, facts_shown, *pictures],
+        # A name of its own, lest it takes the name of the endpoint.
+        api_name=f"{api_name}_on_page",
+        api_visibility="private",
         show_progress="hidden",
         scroll_to_output=True,
         **MODEL_QUEUE,
@@ -159,5 +168,17 @@ def starts(
         outputs=live,
         cancels=[event],
         api_visibility="private",
+    )
+
+    # Clients have no use for what plays and draws on the page: theirs is an event of its own, which nothing on the
+    # page starts.
+    @functools.wraps(function)
+    def for_clients(*values: Any) -> Iterator[tuple[Any, ...]]:
+        for told_outputs in function(*values):
+            yield told_outputs[1 : len(outputs) + 2]
+
+    facts_given = gr.JSON(label="facts", visible=False)
+    gr.Button(visible=False).click(
+        for_clients, inputs, [*outputs, facts_given], api_name=api_name, show_progress="hidden", **MODEL_QUEUE
     )
     return event

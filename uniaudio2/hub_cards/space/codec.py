@@ -11,7 +11,6 @@ from .inference import Engine, Reconstructed, Reconstruction
 from .layout import audio_result, buttons, heading, recording, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording
 from .links import link_to
-from .live import Pictures
 from .pictures import compared, streams
 
 TAB = "codec"
@@ -50,8 +49,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
             seed = seed_field(TAB)
         with gr.Column(scale=6, min_width=320):
             result = audio_result(TAB, seed, "Reconstruction")
-            comparison = Pictures(elem_id="codec-spectrograms", label="Spectrograms")
-            tokens = Pictures(elem_id="codec-tokens", label="Codes")
+            comparison = gr.HTML(elem_id="codec-spectrograms", label="Spectrograms")
+            tokens = gr.HTML(elem_id="codec-tokens", label="Codes")
 
     def codec(
         audio: str,
@@ -88,6 +87,15 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
         yield from told(engine, 6, work())
 
-    outputs = [*result.outputs, comparison, tokens]
-    starts(go.click, stop, result.live, codec, [audio, steps, guidance_scale, source, seed], outputs, TAB)
+    starts(
+        [go.click],
+        stop,
+        result.live,
+        codec,
+        [audio, steps, guidance_scale, source, seed],
+        result.outputs,
+        result.facts,
+        TAB,
+        pictures=[comparison, tokens],
+    )
     return {"steps": steps, "guidance_scale": guidance_scale, "source": source, "seed": seed}

@@ -15,7 +15,7 @@ from .inference import Answer, Engine, Heard, Request, codes_part
 from .layout import audio_settings, buttons, heading, note, recording, reuse_button
 from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
 from .links import link_to
-from .live import Facts, LivePlayer, facts
+from .live import facts, facts_line, live_player
 
 TAB = "converse"
 
@@ -102,8 +102,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 render_markdown=False,
                 placeholder="Say something: in text, or with a recording.",
             )
-            live = LivePlayer(elem_id="converse-live")
-            result_facts = Facts(elem_id="converse-facts")
+            live = live_player("converse-live")
+            result_facts = facts_line("converse-facts")
             reuse_button(TAB, result_facts, settings.seed)
 
     def converse(
@@ -174,8 +174,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         )
 
     inputs = [chat, conversation, kind, text, audio, *settings.inputs]
-    outputs = [chat, conversation, result_facts]
-    event = starts([go.click, text.submit], stop, live, converse, inputs, outputs, TAB)
+    event = starts([go.click, text.submit], stop, live, converse, inputs, [chat, conversation], result_facts, TAB)
     event.success(None, js="() => ['', null]", outputs=[text, audio], api_visibility="private", queue=False)
     added = add.click(
         add_example,

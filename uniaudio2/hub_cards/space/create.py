@@ -95,7 +95,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         yield from told(engine, 4, work())
 
     inputs = [kind, text, *settings.inputs]
-    starts([go.click, text.submit], stop, result.live, create, inputs, result.outputs, TAB)
+    starts([go.click, text.submit], stop, result.live, create, inputs, result.outputs, result.facts, TAB)
     return {
         "kind": kind,
         "text": text,

@@ -7,7 +7,7 @@ import gradio as gr
 from .answering import NEW_SEED
 from .checkpoint import Checkpoint
 from .limits import MAX_ANSWER_SECONDS
-from .live import Facts, LivePlayer
+from .live import facts_line, live_player
 
 
 def heading(title: str, text: str) -> None:
@@ -95,19 +95,19 @@ def buttons(tab: str, label: str, interactive: bool = True) -> tuple[gr.Button, 
 class Result:
     """Where an answer in audio appears."""
 
-    live: LivePlayer
+    live: gr.HTML
     audio: gr.Audio
     codes: gr.DownloadButton
-    facts: Facts
+    facts: gr.HTML
 
     @property
     def outputs(self) -> list[gr.components.Component]:
-        return [self.audio, self.codes, self.facts]
+        return [self.audio, self.codes]
 
 
 def audio_result(tab: str, seed: gr.Number, label: str = "Sound") -> Result:
     """The live player, the sound, its codes, and what is to be known of them."""
-    live = LivePlayer(elem_id=f"{tab}-live")
+    live = live_player(f"{tab}-live")
     audio = gr.Audio(
         label=label,
         interactive=False,
@@ -117,14 +117,14 @@ def audio_result(tab: str, seed: gr.Number, label: str = "Sound") -> Result:
         buttons=["download"],
         waveform_options=gr.WaveformOptions(waveform_color="#94a3b8", waveform_progress_color="#0f766e"),
     )
-    facts = Facts(elem_id=f"{tab}-facts")
+    facts = facts_line(f"{tab}-facts")
     with gr.Row(elem_classes="follow-ups"):
         reuse_button(tab, facts, seed)
         codes = gr.DownloadButton("Download its codes", size="sm", elem_id=f"{tab}-codes")
     return Result(live, audio, codes, facts)
 
 
-def reuse_button(tab: str, facts: Facts, seed: gr.Number) -> None:
+def reuse_button(tab: str, facts: gr.HTML, seed: gr.Number) -> None:
     """Puts the seed of the result into the form, so that the next run repeats it."""
     reuse = gr.Button("Keep this seed", size="sm", elem_id=f"{tab}-reuse", elem_classes="follow-up")
     reuse.click(None, js="(facts) => facts.seed", inputs=facts, outputs=seed, api_visibility="private", queue=False)

@@ -11,7 +11,7 @@ from .inference import Engine, Request
 from .layout import buttons, heading, note, recording, reuse_button, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording, check_text
 from .links import link_to
-from .live import Facts, LivePlayer
+from .live import facts_line, live_player
 
 TAB = "listen"
 # What can be asked, under the name that the API has for it.
@@ -56,9 +56,9 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                     0.0, 1.5, value=0.0, step=0.05, label="Temperature", info="0 writes the likeliest words."
                 )
         with gr.Column(scale=6, min_width=320):
-            live = LivePlayer(elem_id="listen-live")
+            live = live_player("listen-live")
             text = gr.Textbox(label="What I hear", lines=6, interactive=False, buttons=["copy"], elem_id="listen-text")
-            facts = Facts(elem_id="listen-facts")
+            facts = facts_line("listen-facts")
             reuse_button(TAB, facts, seed)
 
     def listen(
@@ -84,5 +84,5 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
         yield from told(engine, 3, work())
 
-    starts(go.click, stop, live, listen, [audio, action, question, seed, temperature], [text, facts], TAB)
+    starts(go.click, stop, live, listen, [audio, action, question, seed, temperature], [text], facts, TAB)
     return {"action": action, "question": question, "seed": seed, "temperature": temperature}

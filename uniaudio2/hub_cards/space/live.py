@@ -59,26 +59,21 @@ watch('value', () => {
 """
 
 
-class LivePlayer(gr.HTML):
-    """Plays the chunks of a run as they come, with a line about the run and a bar. No part of the API."""
-
-    def __init__(self, value: Any = AT_REST, html_template: str = _TEMPLATE, js_on_load: str = _SCRIPT, **options):
-        super().__init__(value, html_template=html_template, js_on_load=js_on_load, **options)
-
-    @property
-    def skip_api(self) -> bool:
-        return True
-
-    def get_block_name(self) -> str:
-        return "html"
-
-    def postprocess(self, value: dict[str, Any]) -> dict[str, Any]:
-        return value
+def live_player(elem_id: str) -> gr.HTML:
+    """Plays the chunks of a [`Run`] as they come, with a line about the run and a bar."""
+    return gr.HTML(
+        AT_REST,
+        html_template=_TEMPLATE,
+        js_on_load=_SCRIPT,
+        elem_id=elem_id,
+        elem_classes="live-player",
+        label="Progress",
+    )
 
 
 class Run:
     """
-    The values of a [`LivePlayer`] during one request.
+    The values of a [`live_player`] during one request.
 
     Args:
         sampling_rate (`int`): Of the sound, in hertz.
@@ -143,36 +138,12 @@ element.addEventListener('click', async (event) => {
 """
 
 
-class Facts(gr.HTML):
-    """What came out: `{"seed", "seconds", "link"}`, of which a text answer has no seconds."""
-
-    def __init__(
-        self, value: Any = None, html_template: str = _FACTS_TEMPLATE, js_on_load: str = _FACTS_SCRIPT, **options
-    ):
-        super().__init__(value, html_template=html_template, js_on_load=js_on_load, **options)
-
-    def get_block_name(self) -> str:
-        return "html"
-
-    def postprocess(self, value: dict[str, Any]) -> dict[str, Any]:
-        return value
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "description": "seed, seconds of sound, link that fills the form"}
-
-
-class Pictures(gr.HTML):
-    """HTML with pictures, which `pictures.py` makes. No part of the API."""
-
-    @property
-    def skip_api(self) -> bool:
-        return True
-
-    def get_block_name(self) -> str:
-        return "html"
+def facts_line(elem_id: str) -> gr.HTML:
+    """Shows the [`facts`] of a result."""
+    return gr.HTML(html_template=_FACTS_TEMPLATE, js_on_load=_FACTS_SCRIPT, elem_id=elem_id, label="About this result")
 
 
 def facts(seed: int, link: str, seconds: float | None = None) -> dict[str, Any]:
-    """The value of [`Facts`]."""
+    """What came out: `{"seed", "link", "seconds"}`, of which a text has no seconds."""
     found = {"seed": seed, "link": link}
     return found if seconds is None else {**found, "seconds": round(seconds, 2)}

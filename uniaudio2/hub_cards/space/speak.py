@@ -90,7 +90,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         yield from told(engine, 4, work())
 
     inputs = [text, style, voice, consent, *settings.inputs]
-    starts([go.click, text.submit], stop, result.live, speak, inputs, result.outputs, TAB)
+    starts([go.click, text.submit], stop, result.live, speak, inputs, result.outputs, result.facts, TAB)
     return {
         "text": text,
         "style": style,

@@ -140,7 +140,8 @@ button[role="tab"] { font-weight: 600; }
 #listen-live .live[data-state="idle"], #converse-live .live[data-state="idle"] { display: none; }
 /* An empty player says nothing. */
 .tabitem:not(:has(.facts span)) .answer-audio { display: none; }
-.live[data-state="idle"] progress, .live[data-state="done"] progress, .live[data-state="failed"] progress, .live[data-state="stopped"] progress
+.live[data-state="idle"] progress, .live[data-state="done"] progress,
+.live[data-state="failed"] progress, .live[data-state="stopped"] progress
   { display: none; }
 .live[data-state="failed"] .live-text { color: #b91c1c; font-weight: 600; }
 .dark .live[data-state="failed"] .live-text { color: #fca5a5; }
