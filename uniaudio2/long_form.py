@@ -16,6 +16,9 @@ from .processing.rows import AudioCodes
 UNIT_SECONDS, UNIT_REASONING, UNIT_RECONSTRUCTION = 0.4, 2, 5
 # A place is quiet where this many seconds are this much quieter than the chunk before its end.
 PAUSE_SECONDS, PAUSE_DECIBELS = 0.2, 20.0
+# Waveforms are joined in gaps of this length, the first that are this near to the quietest; below a power of -80 dB
+# everything is silence.
+GAP_SECONDS, NEARLY_DECIBELS, SILENT_POWER = 0.05, 3.0, 1e-8
 # Rows kept for an answer in text if neither the call nor the checkpoint limits it.
 DEFAULT_ANSWER_ROWS = 448
 
@@ -151,8 +154,7 @@ def _quietest_place(waveform: torch.Tensor, first: int, last: int, length: int) 
     length = min(length, last - first)
     if length == 0:
         return last, math.inf
-    powers = torch.nn.functional.pad(waveform[first:last].double().square().cumsum(0), (1, 0))
-    powers = ((powers[length:] - powers[:-length]) / length).flip(0)
+    powers = _powers(waveform[first:last], length).flip(0)
     quietest = int(powers.argmin())
     return last - quietest - length // 2, float(powers[quietest])
 
@@ -311,46 +313,60 @@ def split_sentences(text: str, max_seconds: float = 12.0) -> list[str]:
 def join_waveforms(
     waveforms: Sequence[torch.Tensor],
     sampling_rate: int = 24_000,
-    fade_seconds: float = 0.1,
-    search_seconds: float = 0.2,
+    fade_seconds: float = 0.005,
+    search_seconds: float = 0.35,
 ) -> torch.Tensor:
     """
     Put waveforms one after the other without a seam.
 
-    At each seam both sides are cut where they are quietest, at most `search_seconds` from the edge, and cross-faded
-    with constant power.
+    At each seam both sides are cut where they are quietest, at most `search_seconds` from the edge, and cross-faded.
+    The fade keeps the power and is short: a long one would bend the rise and the fall of the sounds beside it.
 
     Args:
         waveforms (`Sequence[torch.Tensor]`): Waveforms of shape `(samples,)`; empty ones are left out.
         sampling_rate (`int`, *optional*, defaults to 24000): Their rate in hertz.
-        fade_seconds (`float`, *optional*, defaults to 0.1): Length of a cross-fade.
-        search_seconds (`float`, *optional*, defaults to 0.2): How far from its edge a side may be cut.
+        fade_seconds (`float`, *optional*, defaults to 0.005): Length of a cross-fade.
+        search_seconds (`float`, *optional*, defaults to 0.35): How far from its edge a side may be cut.
     """
     waveforms = [waveform for waveform in waveforms if len(waveform) > 0]
     if not waveforms:
         return torch.zeros(0)
     fade, search = round(fade_seconds * sampling_rate), round(search_seconds * sampling_rate)
+    gap = max(fade, round(GAP_SECONDS * sampling_rate))
     joined = [waveforms[0]]
     for right in waveforms[1:]:
         left = joined.pop()
-        # Neither side may lose more than it has.
-        faded = min(fade, len(left) // 2, len(right) // 2)
-        if faded > 0:
-            left = left[: len(left) - _quietest(left.flip(0), faded, search)]
-            right = right[_quietest(right, faded, search) :]
+        left_spare, right_spare = _quiet_from_edge(left.flip(0), gap, search), _quiet_from_edge(right, gap, search)
+        # The fade is around the two places; neither side may lose more than it has.
+        faded = min(fade // 2, left_spare, right_spare) * 2
+        left, right = left[: len(left) - left_spare + faded // 2], right[right_spare - faded // 2 :]
         angles = torch.linspace(0, math.pi / 2, faded + 2, device=left.device)[1:-1]
         start = len(left) - faded
         joined += [left[:start], left[start:] * angles.cos() + right[:faded] * angles.sin(), right[faded:]]
     return torch.cat(joined)
 
 
-def _quietest(waveform: torch.Tensor, length: int, search: int) -> int:
-    """Where in the first `search` samples the quietest stretch of `length` samples begins, near the start if equal."""
+def _quiet_from_edge(waveform: torch.Tensor, length: int, search: int) -> int:
+    """
+    The middle of a quiet stretch of `length` samples near the start.
+
+    It belongs to the first that are nearly as quiet as any: silence at the edge is better than a stop inside the last
+    word.
+    """
     # The other half is for the other seam of the waveform.
-    stretch = waveform[: min(search + length, max(len(waveform) // 2, length))]
-    energies = stretch.double().square().cumsum(0)
-    energies = energies[length - 1 :] - torch.nn.functional.pad(energies[:-length], (1, 0))
-    return int(energies.argmin())
+    length = min(length, len(waveform) // 2)
+    if length == 0:
+        return 0
+    powers = _powers(waveform[: max(min(search, len(waveform) // 2), length)], length)
+    quiet = powers <= (powers.min() + SILENT_POWER) * 10 ** (NEARLY_DECIBELS / 10)
+    first = int(quiet.int().argmax())
+    return first + int(powers[first : first + length].argmin()) + length // 2
+
+
+def _powers(waveform: torch.Tensor, length: int) -> torch.Tensor:
+    """Mean powers of all stretches of `length` samples."""
+    energies = torch.nn.functional.pad(waveform.double().square().cumsum(0), (1, 0))
+    return (energies[length:] - energies[:-length]) / length
 
 
 def _cut_text(text: str, max_seconds: float, boundaries: Sequence[re.Pattern]) -> list[str]:
