@@ -10,12 +10,12 @@ from huggingface_hub import get_token
 from .model_files import PLAIN_LISTS, read_json
 
 SECRETS = {
-    "a token of Hugging Face": rb"\b(hf|api_org)_[A-Za-z0-9]{30,}\b",
-    "a token of GitHub": rb"\b(gh[opsur]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
+    "a token of Hugging Face": rb"(hf|api_org)_[A-Za-z0-9]{30,}",
+    "a token of GitHub": rb"(gh[opsur]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
     "a key of a language model's service": rb"\bsk-[A-Za-z0-9_-]{32,}",
-    "a key of Amazon": rb"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a key of Google": rb"\bAIza[A-Za-z0-9_-]{35}\b",
-    "a key of Weights & Biases": rb"(?i)wandb[^\n]{0,20}key[^\n]{0,5}\b[0-9a-f]{40}\b",
+    "a key of Amazon": rb"(AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a key of Google": rb"AIza[A-Za-z0-9_-]{35}",
+    "a key of Weights & Biases": rb"(WANDB|wandb)\w*(KEY|key)\W{1,5}[0-9a-f]{40}\b",
     "a private key": rb"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----",
     "a password in an address": rb"https?://[^\s/:@\"']+:[^\s/:@\"']+@",
 }
