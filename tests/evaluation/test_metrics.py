@@ -1,5 +1,7 @@
 """Every metric against something that knows the answer: a closed form, a published value, another package, a hand."""
 
+import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import evaluate
@@ -9,6 +11,7 @@ import pystoi
 import pytest
 import soundfile
 import soxr
+import yaml
 from scipy.linalg import sqrtm
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -18,6 +21,7 @@ from uniaudio2.evaluation.metrics import METRICS, load_metric
 from uniaudio2.evaluation.metrics.class_divergence import divergence
 from uniaudio2.evaluation.metrics.frechet_distance import gaussian_distance
 from uniaudio2.evaluation.metrics.mel_distance import FLOOR, log_mel
+from uniaudio2.evaluation.run import score_again
 
 RATE = 16000
 FOLDER = Path(uniaudio2.__file__).parent / "evaluation" / "metrics"
@@ -425,3 +429,81 @@ def test_opinion_score_needs_its_packages_or_works(speech):
     for hostile in (np.full(rate, np.nan), np.zeros(1)):
         with pytest.raises(ValueError, match="Item 0"):
             metric.items([hostile], None, rate)
+
+
+class TestWhatCannotRunHere:
+    """UTMOS and SPICE need what is in no package: each says so before it starts, and a suite lists it."""
+
+    HUB = """
+import torch
+dependencies = ["torch"]
+
+class Loudness(torch.nn.Module):
+    def forward(self, wave, sr):
+        assert sr == 16000
+        return 1 + wave.square().mean(dim=1)
+
+def utmos22_strong(progress=True, pretrained=True):
+    return Loudness()
+"""
+
+    @pytest.fixture
+    def hub(self, tmp_path, monkeypatch):
+        """The folder of torch.hub with another predictor in the place of UTMOS."""
+        monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+        monkeypatch.setattr("uniaudio2.evaluation.metrics.utmos.find_spec", lambda name: name)
+        (tmp_path / "tarepan_SpeechMOS_v1.2.0").mkdir()
+        (tmp_path / "tarepan_SpeechMOS_v1.2.0/hubconf.py").write_text(self.HUB)
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints/utmos22_strong_step7459_v1.pt").touch()
+        return tmp_path
+
+    def test_utmos_says_what_to_fetch(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+        with pytest.raises(MetricUnavailableError, match=r"torch\.hub\.load\('tarepan/SpeechMOS:v1\.2\.0'") as error:
+            load_metric("utmos").check()
+        assert str(tmp_path / "checkpoints/utmos22_strong_step7459_v1.pt") in str(error.value)
+
+    def test_utmos_asks_the_predictor_at_its_rate(self, hub, speech):
+        metric, (samples, rate) = load_metric("utmos"), speech
+        assert metric.check() == []
+        expected = 1 + np.mean(soxr.resample(samples, rate, 16000) ** 2)
+        assert metric.compute(predictions=[samples], sampling_rate=rate)["utmos"] == pytest.approx(expected, rel=1e-5)
+        assert metric.items([np.zeros(rate)], None, rate)[0, 0] == 1
+        for hostile in (np.full(rate, np.nan), np.zeros(1), np.zeros(0)):
+            with pytest.raises(ValueError, match="Item 0"):
+                metric.items([hostile], None, rate)
+
+    def test_spice_says_what_to_fetch(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+        spec = ModuleSpec("pycocoevalcap", None, is_package=True)
+        spec.submodule_search_locations.append(str(tmp_path))
+        monkeypatch.setattr("uniaudio2.evaluation.metrics.caption_similarity.find_spec", lambda name: spec)
+        for score in ("spice", "spider"):
+            with pytest.raises(MetricUnavailableError, match=r"python -m pycocoevalcap\.spice\.get_stanford_models"):
+                load_metric("caption_similarity", scores=[score]).check()
+
+    def test_a_suite_lists_what_it_left_out_and_shows_no_number_for_it(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        suite = {"tests": {"all": {
+            "task": "TTS", "data": {"folder": "elsewhere"}, "columns": {"text": "text"},
+            "metrics": [{"metric": "utmos"}, {"metric": "caption_similarity", "reference": "text",
+                                              "options": {"scores": ["spice"]}},
+                        {"metric": "speed", "prediction": "seconds", "reference": "audio_seconds"}],
+            "published": [{"score": "utmos", "value": 4.1, "system": "A", "source": "as reported"}],
+        }}}  # fmt: skip
+        (tmp_path / "left.yaml").write_text(yaml.safe_dump(suite))
+        (tmp_path / "run.json").write_text(json.dumps({"suite": "left", "test": "all"}))
+        row = {"id": "0", "fields": {"text": "one"}, "answer": None, "seconds": 1.0, "audio_seconds": 2.0}
+        (tmp_path / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+        (summary,) = score_again(tmp_path, [str(tmp_path / "left.yaml")])
+        assert [item["metric"] for item in summary["left_out"]] == ["utmos", "caption_similarity"]
+        assert [entry["score"] for entry in summary["scores"]] == ["rtf"]
+        said = capsys.readouterr().err
+        assert (
+            "left out utmos: UTMOS needs" in said and "left out caption_similarity: caption scores need Java" in said
+        )
+        report = (tmp_path / "report.md").read_text()
+        assert "| utmos | not measured |  |  | 4.1 A (as reported) |" in report
+        assert "Left out: utmos: UTMOS needs" in report

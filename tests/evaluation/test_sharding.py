@@ -14,9 +14,9 @@ import yaml
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def suite(tmp_path, definition):
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory, definition):
+    path = tmp_path_factory.mktemp("suite") / "small.yaml"
     path.write_text(yaml.safe_dump(definition()))
     return path
 
@@ -68,16 +68,18 @@ def results(folder):
     return found
 
 
-@pytest.fixture
-def one_process(suite, model_folder, data_folder, tmp_path):
-    run("python", suite, model_folder, data_folder, tmp_path / "one")
-    return results(tmp_path / "one")
+@pytest.fixture(scope="module")
+def one_process(suite, model_folder, data_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    run("python", suite, model_folder, data_folder, folder)
+    return results(folder)
 
 
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_two_processes_make_the_manifest_of_one(launcher, one_process, suite, model_folder, data_folder, tmp_path):
     done = run(launcher, suite, model_folder, data_folder, tmp_path / "two")
     assert results(tmp_path / "two") == one_process
+    assert json.loads((tmp_path / "two/small/listening/run.json").read_text())["processes"] == 2
     # One of them speaks.
     assert done.stdout.count("## small/listening") == 1
 

@@ -234,6 +234,7 @@ def _run(test: SuiteTest, predictor: Predictor, seed: int, batch_size: int) -> d
         "revision": predictor.revision,
         "seed": seed,
         "batch_size": batch_size,
+        "processes": PartialState().num_processes,
         "versions": {
             "python": platform.python_version(),
             "uniaudio2": __version__,
@@ -255,8 +256,8 @@ def _claim(folder: Path, run: dict[str, Any]) -> None:
         write_json(folder / RUN_FILE, run)
         return
     before = read_run(folder)
-    # Versions, device and batches may change between a kill and its resumption; what is asked may not.
-    asked = [name for name in run if name not in ("versions", "device", "batch_size")]
+    # How it is done may change between a kill and its resumption; what is asked may not.
+    asked = [name for name in run if name not in ("versions", "device", "batch_size", "processes")]
     different = [name for name in asked if before.get(name) != json.loads(json.dumps(run[name]))]
     if different:
         changes = "; ".join(f"{name} was {before.get(name)!r} and is {run[name]!r}" for name in different)
