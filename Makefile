@@ -58,6 +58,7 @@ $(TINY)/front_ends/finished $(TINY)/scalar_codec/finished: | $(TINY)/corpus/fini
 
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/tiny_quality.py
+	$(BIN)/python benchmarks/streaming_latency.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,9 +5,10 @@
 Answers of given lengths, each as long as its reasoning says: five reasoning frames a second come before the first
 frame that can be heard, in a stream as in one piece. The baseline is `generate` and `processor.decode` with the
 codec's own windows, in the same process. Time is the processor's, on one thread, which other work on the machine does
-not change. The codes are likely ones but the answers mean nothing: time depends on their number alone. What shorter
-windows cost in quality is measured on recordings that are encoded and decoded again, as the distance of log-mel
-spectra.
+not change much; every number is the median of several runs, each with its own seed, and `spread` says how far the runs
+lie apart (the longest time to the first chunk over the shortest). The codes are likely ones but the answers mean
+nothing: time depends on their number alone. What shorter windows cost in quality is measured on recordings that are
+encoded and decoded again, as the distance of log-mel spectra.
 """
 
 import argparse
@@ -94,12 +95,15 @@ def latencies(model, processor, repeats: int) -> list[dict]:
         whole = median(runs[None])["whole"]
         for window in WINDOWS:
             times = median(runs[window])
+            first_chunks = [run["first_chunk"] for run in runs[window]]
             rows.append(
                 {
                     "answer_seconds": seconds,
                     "window_seconds": window,
                     "in_one_piece_seconds": round(whole, 3),
                     **{f"{name}_over_one_piece": round(value / whole, 3) for name, value in times.items()},
+                    "reasoning_over_first_chunk": round(times["reasoning"] / times["first_chunk"], 3),
+                    "spread": round(max(first_chunks) / min(first_chunks), 2),
                 }
             )
             print(rows[-1], flush=True)
@@ -134,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=TINY)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "streaming_latency.json")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = UniAudio2ForConditionalGeneration.from_pretrained(args.model).eval()
