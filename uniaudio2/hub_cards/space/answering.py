@@ -4,16 +4,13 @@ import contextlib
 import functools
 import json
 import secrets
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from ...processing import AudioCodes
-from .files import save_result
 from .inference import Answer, Engine, Progress, Request, Sound, Words
 from .live import AT_REST, STOPPED, WAITING, Run, facts
 
@@ -84,19 +81,11 @@ def sound_of(engine: Engine, request: Request, task: str, link: str) -> Iterator
     """Messages of a request that is answered in audio, and its outputs: audio, codes, facts."""
     for message in engine.answer(request):
         if isinstance(message, Answer):
-            yield from saved(engine, message.samples, message.codes, task, request.seed, link)
+            audio, stream = engine.files.save(engine.processor, message.samples, message.codes, task)
+            seconds = len(message.samples) / engine.sampling_rate
+            yield Outputs((audio, stream, facts(request.seed, link, seconds)))
         else:
             yield message
-
-
-def saved(
-    engine: Engine, samples: Any, codes: AudioCodes, task: str, seed: int, link: str, *more: Any
-) -> Iterator[Outputs]:
-    """The outputs of a result: audio, codes, facts and what else there is. Gradio has copied the files, and ours are
-    deleted, once the next value is asked for."""
-    with tempfile.TemporaryDirectory(prefix="uniaudio2-") as folder:
-        audio, stream = save_result(engine.processor, samples, codes, folder, task)
-        yield Outputs((audio, stream, facts(seed, link, len(samples) / engine.sampling_rate), *more))
 
 
 def words_of(engine: Engine, request: Request, link: str) -> Iterator[Any]:
@@ -119,27 +108,21 @@ def starts(
     function: Callable[..., Iterator[tuple[Any, ...]]],
     inputs: list[gr.components.Component],
     outputs: list[gr.components.Component],
-    facts_shown: gr.HTML,
-    api_name: str,
-    pictures: Sequence[gr.components.Component] = (),
+    name: str,
 ) -> Any:
     """
-    Lets events start a request, a button stop it, and clients ask for the same.
+    Lets events of the page start a request, and a button stop it.
 
     Args:
         triggers (`list`): Methods of components that set up events, such as `button.click`.
         stop (`gr.Button`): The button that stops it.
         live (`gr.HTML`): The live player.
-        function (`Callable`):
-            Takes the inputs. Gives what [`told`] does: a value for the live player, for the outputs, for the facts and
-            for the pictures.
-        inputs, outputs (`list`): What a client gives and gets, besides the facts.
-        facts_shown (`gr.HTML`): Shows the facts.
-        api_name (`str`): The name of the endpoint.
-        pictures (`Sequence`): What only the page has.
+        function (`Callable`): Takes the inputs. Gives what [`told`] does, for the live player and the outputs.
+        inputs, outputs (`list`): Components.
+        name (`str`): Of the tab.
 
     Returns:
-        The event of the page.
+        The event.
     """
     # In the page itself, because the request may have to wait in the queue.
     gr.on(
@@ -154,9 +137,9 @@ def starts(
         triggers,
         function,
         inputs,
-        [live, *outputs, facts_shown, *pictures],
-        # A name of its own, lest it takes the name of the endpoint.
-        api_name=f"{api_name}_on_page",
+        [live, *outputs],
+        # A name of its own, lest it takes that of the endpoint.
+        api_name=f"{name}_on_page",
         api_visibility="private",
         show_progress="hidden",
         scroll_to_output=True,
@@ -169,9 +152,27 @@ def starts(
         cancels=[event],
         api_visibility="private",
     )
+    return event
 
-    # Clients have no use for what plays and draws on the page: theirs is an event of its own, which nothing on the
-    # page starts.
+
+def offers(
+    function: Callable[..., Iterator[tuple[Any, ...]]],
+    inputs: list[gr.components.Component],
+    outputs: list[gr.components.Component],
+    name: str,
+) -> None:
+    """
+    An endpoint for clients.
+
+    They have no use for what plays and draws on the page, so theirs is an event of its own, which nothing on the page
+    starts. The facts are its last output.
+
+    Args:
+        function (`Callable`): As for [`starts`]; what it gives after the outputs and the facts is left out.
+        inputs, outputs (`list`): Components, whose values are only what the client gives and gets.
+        name (`str`): Of the endpoint.
+    """
+
     @functools.wraps(function)
     def for_clients(*values: Any) -> Iterator[tuple[Any, ...]]:
         for told_outputs in function(*values):
@@ -179,6 +180,5 @@ def starts(
 
     facts_given = gr.JSON(label="facts", visible=False)
     gr.Button(visible=False).click(
-        for_clients, inputs, [*outputs, facts_given], api_name=api_name, show_progress="hidden", **MODEL_QUEUE
+        for_clients, inputs, [*outputs, facts_given], api_name=name, show_progress="hidden", **MODEL_QUEUE
     )
-    return event

@@ -15,6 +15,7 @@ import gradio as gr
 
 from uniaudio2.hub_cards.space import codec, converse, create, listen, speak
 from uniaudio2.hub_cards.space.checkpoint import Checkpoint
+from uniaudio2.hub_cards.space.files import ResultFiles
 from uniaudio2.hub_cards.space.inference import Engine
 from uniaudio2.hub_cards.space.limits import FILE_CHECK_INTERVAL, FILE_LIFETIME, MAX_UPLOAD, MAX_WAITING
 from uniaudio2.hub_cards.space.links import TAB_PARAMETER, values_from
@@ -49,7 +50,7 @@ def build_demo(model_id: str | None = None) -> gr.Blocks:
     Returns:
         `gr.Blocks`: To be launched with `LAUNCH_OPTIONS`.
     """
-    engine = Engine(Checkpoint.read(model_id))
+    engine = Engine(Checkpoint.read(model_id), ResultFiles())
     with gr.Blocks(
         title="UniAudio 2.0", analytics_enabled=False, delete_cache=(FILE_CHECK_INTERVAL, FILE_LIFETIME)
     ) as demo:
@@ -72,6 +73,7 @@ def build_demo(model_id: str | None = None) -> gr.Blocks:
         all_fields = [field for tab in fields.values() for field in tab.values()]
         demo.load(fill, None, [tabs, *all_fields], api_visibility="private", queue=False, show_progress="hidden")
     demo.engine = engine
+    demo.temp_file_sets.append(engine.files.paths)
     return demo.queue(max_size=MAX_WAITING, api_open=False)
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import NEW_SEED, chosen_seed, saved, starts, told
+from .answering import NEW_SEED, Outputs, chosen_seed, offers, starts, told
 from .examples import recordings_to_try
 from .inference import Engine, Reconstructed, Reconstruction
 from .layout import audio_result, buttons, heading, recording, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording
 from .links import link_to
+from .live import facts
 from .pictures import compared, streams
 
 TAB = "codec"
@@ -74,28 +75,21 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                     yield message
                     continue
                 processor, rate = engine.processor, engine.sampling_rate
-                pictures = (
-                    compared(message.original, message.samples, rate),
-                    streams(
-                        message.codes,
-                        processor.reasoning_codebook_size,
-                        processor.reconstruction_codebook_size,
-                        len(message.original) / rate,
-                    ),
+                seconds = len(message.original) / rate
+                sound, stream = engine.files.save(processor, message.samples, message.codes, "reconstruct")
+                spectrograms = compared(message.original, message.samples, rate)
+                heat_maps = streams(
+                    message.codes,
+                    processor.reasoning_codebook_size,
+                    processor.reconstruction_codebook_size,
+                    seconds,
                 )
-                yield from saved(engine, message.samples, message.codes, "reconstruct", used, link, *pictures)
+                yield Outputs((sound, stream, facts(used, link, seconds), spectrograms, heat_maps))
 
         yield from told(engine, 6, work())
 
-    starts(
-        [go.click],
-        stop,
-        result.live,
-        codec,
-        [audio, steps, guidance_scale, source, seed],
-        result.outputs,
-        result.facts,
-        TAB,
-        pictures=[comparison, tokens],
-    )
+    inputs = [audio, steps, guidance_scale, source, seed]
+    outputs = [*result.outputs, result.facts, comparison, tokens]
+    starts([go.click], stop, result.live, codec, inputs, outputs, TAB)
+    offers(codec, inputs, result.outputs, TAB)
     return {"steps": steps, "guidance_scale": guidance_scale, "source": source, "seed": seed}

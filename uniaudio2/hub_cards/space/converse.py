@@ -1,16 +1,14 @@
 """The tab Converse: a chat of text and audio, in which earlier turns are examples for later ones."""
 
 import copy
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from .answering import NEW_SEED, Outputs, chosen_seed, starts, told
+from .answering import NEW_SEED, Outputs, chosen_seed, offers, starts, told
 from .examples import recordings_to_try
-from .files import save_result
 from .inference import Answer, Engine, Heard, Request, codes_part
 from .layout import audio_settings, buttons, heading, note, recording, reuse_button
 from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
@@ -106,8 +104,44 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
             result_facts = facts_line("converse-facts")
             reuse_button(TAB, result_facts, settings.seed)
 
+    def taken(
+        history: list[dict[str, Any]],
+        kind: str,
+        text: str,
+        audio: str | None,
+        seed: int,
+        temperature: float,
+        guidance_scale: float,
+        max_seconds: float,
+    ) -> Iterator[Any]:
+        """Messages of a turn; its outputs are the answer in text, the answer in sound, the facts, the history."""
+        turn, used = KINDS[kind], chosen_seed(seed)
+        asked = _question(engine, history, turn, text, audio)
+        link = link_to(TAB, kind=kind, text=text.strip(), seed=used, temperature=temperature)
+        request = Request(
+            [*(history if engine.checkpoint.follows_turns else []), asked],
+            turn.answer == "audio",
+            used,
+            temperature,
+            guidance_scale,
+            min(max_seconds, MAX_ANSWER_SECONDS),
+        )
+        for message in engine.answer(request):
+            if isinstance(message, Heard):
+                asked = _with_codes(asked, message)
+            elif not isinstance(message, Answer):
+                yield message
+            elif message.text is not None:
+                reply = {"role": "assistant", "content": [{"type": "text", "text": message.text}]}
+                yield Outputs((message.text, None, facts(used, link), [*history, asked, reply]))
+            else:
+                name = turn.task or "sequence"
+                path, _ = engine.files.save(engine.processor, message.samples, message.codes, name)
+                reply = {"role": "assistant", "content": [codes_part(message.codes)]}
+                seconds = len(message.samples) / engine.sampling_rate
+                yield Outputs(("", path, facts(used, link, seconds), [*history, asked, reply]))
+
     def converse(
-        shown: list[dict[str, Any]],
         history: list[dict[str, Any]],
         kind: str,
         text: str = "",
@@ -118,69 +152,80 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         max_seconds: float = 10.0,
     ) -> Iterator[tuple[Any, ...]]:
         """Takes a turn; the session remembers those before. `kind` is one of speak, transcribe, ask, reply,
-        reply_aloud, follow_in_text, follow_in_audio. Returns the conversation as it is shown, and the facts: seed,
-        seconds, link."""
+        reply_aloud, follow_in_text, follow_in_audio. Returns the answer in text, the answer as an audio file, of which
+        there is one, and the facts: seed, seconds, link."""
+        work = taken(history, kind, text, audio, seed, temperature, guidance_scale, max_seconds)
+        # The state of the session goes before the facts.
+        for live_value, answer, sound, told_facts, remembered in told(engine, 5, work):
+            yield live_value, answer, sound, remembered, told_facts
+
+    def converse_on_page(
+        shown: list[dict[str, Any]], history: list[dict[str, Any]], kind: str, text: str, audio: str | None, *settings
+    ) -> Iterator[tuple[Any, ...]]:
+        """As `converse`, into the chat."""
 
         def work() -> Iterator[Any]:
-            turn, used = KINDS[kind], chosen_seed(seed)
-            asked, asked_shown = _question(engine, history, turn, text, audio)
-            so_far = [*(shown or []), *asked_shown]
+            so_far = [*shown, *_shown(KINDS[kind], text, audio)]
+            messages = taken(history, kind, text, audio, *settings)
+            # With the first message the turn has been found right.
+            yield next(messages)
             yield Outputs((so_far, gr.skip(), gr.skip()), are_last=False)
-            link = link_to(TAB, kind=kind, text=text.strip(), seed=used, temperature=temperature)
-            request = Request(
-                [*(history if engine.checkpoint.follows_turns else []), asked],
-                turn.answer == "audio",
-                used,
-                temperature,
-                guidance_scale,
-                min(max_seconds, MAX_ANSWER_SECONDS),
-            )
-            for message in engine.answer(request):
-                if isinstance(message, Heard):
-                    asked = _with_codes(asked, message)
-                elif isinstance(message, Answer):
-                    yield from _answered(engine, message, [*history, asked], so_far, turn, used, link)
+            for message in messages:
+                if isinstance(message, Outputs):
+                    answer, sound, told_facts, remembered = message.values
+                    reply = {"role": "assistant", "content": answer if sound is None else {"path": sound}}
+                    yield Outputs(([*so_far, reply], remembered, told_facts))
                 else:
                     yield message
 
         yield from told(engine, 4, work())
 
     def add_example(
-        shown: list[dict[str, Any]],
         history: list[dict[str, Any]],
         kind: str,
         text: str = "",
         audio: str | None = None,
         answer_text: str = "",
         answer_audio: str | None = None,
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Adds a turn with the answer that it should have had, as an example for the turns that follow. Returns the
-        conversation as it is shown."""
+    ) -> list[dict[str, Any]]:
+        """Adds a turn with the answer that it should have had, as an example for the turns that follow."""
         try:
             turn = KINDS[kind]
-            asked, asked_shown = _question(engine, history, turn, text, audio)
+            asked = _question(engine, history, turn, text, audio)
             if turn.answer == "audio":
                 part = {"type": "audio", "path": check_recording(answer_audio, "The right answer")}
-                answer_shown = {"path": answer_audio}
             else:
                 part = {"type": "text", "text": check_text(answer_text, "The right answer")}
-                answer_shown = part["text"]
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        answered = {"role": "assistant", "content": [part]}
-        return (
-            [*(shown or []), *asked_shown, {"role": "assistant", "content": answer_shown}],
-            [*history, asked, answered],
-        )
+        return [*history, asked, {"role": "assistant", "content": [part]}]
 
-    inputs = [chat, conversation, kind, text, audio, *settings.inputs]
-    event = starts([go.click, text.submit], stop, live, converse, inputs, [chat, conversation], result_facts, TAB)
+    def add_example_on_page(
+        shown: list[dict[str, Any]], history: list[dict[str, Any]], kind: str, text: str, audio: str | None, *answer
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """As `add_example`, into the chat."""
+        remembered = add_example(history, kind, text, audio, *answer)
+        (part,) = remembered[-1]["content"]
+        reply = {"role": "assistant", "content": part["text"] if "text" in part else {"path": part["path"]}}
+        return [*shown, *_shown(KINDS[kind], text, audio), reply], remembered
+
+    inputs = [conversation, kind, text, audio, *settings.inputs]
+    outputs = [chat, conversation, result_facts]
+    event = starts([go.click, text.submit], stop, live, converse_on_page, [chat, *inputs], outputs, TAB)
     event.success(None, js="() => ['', null]", outputs=[text, audio], api_visibility="private", queue=False)
+    answers = [
+        gr.Textbox(label="answer", visible=False),
+        gr.Audio(label="sound", type="filepath", interactive=False, visible=False),
+    ]
+    offers(converse, inputs, [*answers, conversation], TAB)
+
+    example = [conversation, kind, text, audio, answer_text, answer_audio]
     added = add.click(
-        add_example,
-        [chat, conversation, kind, text, audio, answer_text, answer_audio],
+        add_example_on_page,
+        [chat, *example],
         [chat, conversation],
-        api_name="add_example",
+        api_name="add_example_on_page",
+        api_visibility="private",
     )
     added.success(
         None,
@@ -189,35 +234,47 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         api_visibility="private",
         queue=False,
     )
+    gr.Button(visible=False).click(add_example, example, conversation, api_name="add_example")
+
+    def new_conversation() -> list[dict[str, Any]]:
+        """Forgets the turns of the session."""
+        return []
+
     gr.on(
         [clear.click, chat.clear],
         lambda: ([], []),
         None,
         [chat, conversation],
-        api_name="new_conversation",
-        api_description="Forgets the conversation.",
+        api_name="new_conversation_on_page",
+        api_visibility="private",
         queue=False,
     )
+    gr.Button(visible=False).click(new_conversation, None, conversation, api_name="new_conversation")
     return {"kind": kind, "text": text, "seed": settings.seed, "temperature": settings.temperature}
 
 
 def _question(
     engine: Engine, history: list[dict[str, Any]], turn: TurnKind, text: str, audio: str | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The message of a turn, and how it is shown."""
+) -> dict[str, Any]:
+    """The message of a turn."""
     if turn.task is not None:
         engine.checkpoint.require(turn.task)
     if len(history) >= 2 * MAX_TURNS:
         raise ValueError(f"This conversation has {MAX_TURNS} turns, which is as many as fit: begin a new one.")
-    free = turn.task is None
-    parts, shown = [], []
-    if turn.takes_text and (text.strip() or not (free and audio)):
+    parts = []
+    # What follows the examples takes what there is.
+    if turn.takes_text and (turn.task is not None or text.strip() or not audio):
         parts.append({"type": "text", "text": check_text(text, "Your text")})
-        shown.append({"role": "user", "content": parts[-1]["text"]})
-    if turn.takes_audio and (audio or not (free and parts)):
+    if turn.takes_audio and (turn.task is not None or audio):
         parts.append({"type": "audio", "path": check_recording(audio, "Your recording")})
-        shown.append({"role": "user", "content": {"path": audio}})
-    return {"role": "user", **turn.request, "content": parts}, shown
+    return {"role": "user", **turn.request, "content": parts}
+
+
+def _shown(turn: TurnKind, text: str, audio: str | None) -> list[dict[str, Any]]:
+    """What a turn says, for the chat."""
+    said = [text.strip()] if turn.takes_text and text.strip() else []
+    heard = [{"path": audio}] if turn.takes_audio and audio else []
+    return [{"role": "user", "content": content} for content in (*said, *heard)]
 
 
 def _with_codes(asked: dict[str, Any], heard: Heard) -> dict[str, Any]:
@@ -225,26 +282,3 @@ def _with_codes(asked: dict[str, Any], heard: Heard) -> dict[str, Any]:
     asked, codes = copy.copy(asked), iter(heard.codes)
     asked["content"] = [codes_part(next(codes)) if "path" in part else part for part in asked["content"]]
     return asked
-
-
-def _answered(
-    engine: Engine,
-    answer: Answer,
-    history: list[dict[str, Any]],
-    shown: list[dict[str, Any]],
-    turn: TurnKind,
-    seed: int,
-    link: str,
-) -> Iterator[Outputs]:
-    """The outputs of a turn: the conversation as it is shown, as it is remembered, and facts."""
-    if answer.text is not None:
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}
-        spoken = {"role": "assistant", "content": answer.text}
-        yield Outputs(([*shown, spoken], [*history, reply], facts(seed, link)))
-        return
-    reply = {"role": "assistant", "content": [codes_part(answer.codes)]}
-    with tempfile.TemporaryDirectory(prefix="uniaudio2-") as folder:
-        path, _ = save_result(engine.processor, answer.samples, answer.codes, folder, turn.task or "sequence")
-        spoken = {"role": "assistant", "content": {"path": path}}
-        seconds = len(answer.samples) / engine.sampling_rate
-        yield Outputs(([*shown, spoken], [*history, reply], facts(seed, link, seconds)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import NEW_SEED, chosen_seed, sound_of, starts, told
+from .answering import NEW_SEED, chosen_seed, offers, sound_of, starts, told
 from .inference import Engine, Request
 from .layout import audio_result, audio_settings, buttons, heading, note
 from .limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, check_text
@@ -95,7 +95,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         yield from told(engine, 4, work())
 
     inputs = [kind, text, *settings.inputs]
-    starts([go.click, text.submit], stop, result.live, create, inputs, result.outputs, result.facts, TAB)
+    starts([go.click, text.submit], stop, result.live, create, inputs, [*result.outputs, result.facts], TAB)
+    offers(create, inputs, result.outputs, TAB)
     return {
         "kind": kind,
         "text": text,

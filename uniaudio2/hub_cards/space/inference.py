@@ -15,6 +15,7 @@ from ...processing import AudioCodes
 from ...streaming import STREAMING_WINDOW_SECONDS
 from .background import in_background
 from .checkpoint import Checkpoint
+from .files import ResultFiles
 from .limits import MAX_WORK_SECONDS
 from .zero_gpu import IS_ZERO_GPU, on_gpu
 
@@ -126,10 +127,12 @@ class Engine:
 
     Args:
         checkpoint (`Checkpoint`): Which model. Its weights are loaded by [`~Engine.load`], or with the first request.
+        files (`ResultFiles`): Where results go.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, files: ResultFiles):
         self.checkpoint = checkpoint
+        self.files = files
         self._lock = threading.Lock()
         self._model: UniAudio2ForConditionalGeneration | None = None
         self._processor: UniAudio2Processor | None = None

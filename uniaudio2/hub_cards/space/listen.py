@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import NEW_SEED, chosen_seed, starts, told, words_of
+from .answering import NEW_SEED, chosen_seed, offers, starts, told, words_of
 from .examples import recordings_to_try
 from .inference import Engine, Request
 from .layout import buttons, heading, note, recording, reuse_button, seed_field
@@ -84,5 +84,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
         yield from told(engine, 3, work())
 
-    starts(go.click, stop, live, listen, [audio, action, question, seed, temperature], [text], facts, TAB)
+    inputs = [audio, action, question, seed, temperature]
+    starts([go.click], stop, live, listen, inputs, [text, facts], TAB)
+    offers(listen, inputs, [text], TAB)
     return {"action": action, "question": question, "seed": seed, "temperature": temperature}

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from .answering import NEW_SEED, chosen_seed, sound_of, starts, told
+from .answering import NEW_SEED, chosen_seed, offers, sound_of, starts, told
 from .inference import Engine, Request
 from .layout import audio_result, audio_settings, buttons, heading, note, recording
 from .limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, check_length, check_recording, check_text
@@ -90,7 +90,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         yield from told(engine, 4, work())
 
     inputs = [text, style, voice, consent, *settings.inputs]
-    starts([go.click, text.submit], stop, result.live, speak, inputs, result.outputs, result.facts, TAB)
+    starts([go.click, text.submit], stop, result.live, speak, inputs, [*result.outputs, result.facts], TAB)
+    offers(speak, inputs, result.outputs, TAB)
     return {
         "text": text,
         "style": style,
