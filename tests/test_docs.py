@@ -28,6 +28,7 @@ GUIDES = (
     "ask-about-audio",
     "few-shot",
     "stream",
+    "publish",
 )
 
 
