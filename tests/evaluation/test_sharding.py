@@ -28,7 +28,9 @@ def command(*launcher):
 LAUNCHERS = {
     "python": command(sys.executable),
     "accelerate": command(
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        # With `--cpu` in its place it starts one process, whatever the number.
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+        "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     ),
     "torchrun": command(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"),

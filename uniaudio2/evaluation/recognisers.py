@@ -2,12 +2,14 @@
 
 import tempfile
 from functools import cache
+from typing import Any
 
 import numpy as np
 import soxr
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from .audio import read_audio
 from .metric import EXTRA
 from .pretrained import check_pretrained, load_pretrained
 
@@ -88,3 +90,17 @@ def check_recogniser(name: str) -> list[str]:
 def get_recogniser(name: str, language: str | None = None, device: str = "cpu"):
     """The recogniser of that name, loaded once: `"digits"`, or a Whisper folder or Hub id."""
     return DigitRecogniser() if name == "digits" else WhisperRecogniser(name, language, device)
+
+
+def heard(name: str, audio: Any, sampling_rate: int | None, language: str | None = None, device: str = "cpu") -> str:
+    """
+    What a recogniser hears in a recording, a file or a waveform.
+
+    Audio that is missing, broken or empty is an empty text, so that a system cannot gain by answering with nothing.
+    """
+    recogniser = get_recogniser(name, language, device)
+    try:
+        waveform = read_audio(audio, sampling_rate, None)
+    except ValueError:
+        return ""
+    return recogniser(*waveform)

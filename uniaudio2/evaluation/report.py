@@ -15,18 +15,9 @@ from jinja2 import Environment, FileSystemLoader
 from .audio import read_audio
 from .manifest import read_json, read_predictions, write_atomically
 from .score import SCORES_FILE
-from .suite import CODES_TASK, TEXT_BENCHMARK, SuiteTest
+from .suite import HUB_TASKS, SuiteTest
 
 NUM_WORST = 5
-# Tasks of the Hub, where they have one of the kind.
-HUB_TASKS = {
-    **dict.fromkeys(("ASR", "Yue_ASR", "D_ASR", "lyric_recognition"), "automatic-speech-recognition"),
-    **dict.fromkeys(("TTS", "Yue_TTS", "InstructTTS"), "text-to-speech"),
-    **dict.fromkeys(("TTA", "TTM", "LTS"), "text-to-audio"),
-    **dict.fromkeys(("audio_caption", "music_caption", "audio_understanding", "speech_s2t"), "audio-text-to-text"),
-    TEXT_BENCHMARK: "text-generation",
-    CODES_TASK: "feature-extraction",
-}
 
 
 def write_report(tests: Sequence[SuiteTest], folders: Sequence[Path], output: Path) -> None:

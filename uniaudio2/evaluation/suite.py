@@ -19,6 +19,15 @@ CODES_TASK = "codec_tokens"
 CODEC_TASKS = (RECONSTRUCTION_TASK, CODES_TASK)
 # Benchmarks of lm-evaluation-harness, which asks and scores by itself.
 TEXT_BENCHMARK = "text_benchmark"
+# Tasks of the Hub, where they have one of the kind.
+HUB_TASKS = {
+    **dict.fromkeys(("ASR", "Yue_ASR", "D_ASR", "lyric_recognition"), "automatic-speech-recognition"),
+    **dict.fromkeys(("TTS", "Yue_TTS", "InstructTTS"), "text-to-speech"),
+    **dict.fromkeys(("TTA", "TTM", "LTS"), "text-to-audio"),
+    **dict.fromkeys(("audio_caption", "music_caption", "audio_understanding", "speech_s2t"), "audio-text-to-text"),
+    TEXT_BENCHMARK: "text-generation",
+    CODES_TASK: "feature-extraction",
+}
 
 # What a metric may read besides the fields of the data.
 ANSWER_FIELDS = ("answer", "seconds", "audio_seconds", "tokens")

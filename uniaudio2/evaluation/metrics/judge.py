@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from uniaudio2.evaluation.audio import read_audio
 from uniaudio2.evaluation.metric import ItemMetric, Score
 from uniaudio2.evaluation.pretrained import check_pretrained, load_pretrained
-from uniaudio2.evaluation.recognisers import check_recogniser, get_recogniser
+from uniaudio2.evaluation.recognisers import check_recogniser, heard
 
 PROMPT = """Rate how well the answer agrees with the reference, from {lowest} (wrong) to {highest} (fully right).
 Reference: {reference}
@@ -22,8 +21,9 @@ class Judge(ItemMetric):
     """
     Mean rating by a causal language model of transformers, decoding greedily.
 
-    A reply without a number on the scale is no rating: the item has no value. An empty answer gets the lowest rating
-    unasked. Ratings by different judges, or with different prompts, are not comparable; the paper's come from GPT.
+    A reply without a number on the scale is no rating: the item has no value. An empty answer, or one in which nothing
+    is heard, gets the lowest rating unasked. Ratings by different judges, or with different prompts, are not
+    comparable; the paper's come from GPT.
 
     Args:
         model (`str` or `Callable[[str], str]`, *optional*, defaults to `"meta-llama/Llama-3.1-8B-Instruct"`):
@@ -61,8 +61,7 @@ class Judge(ItemMetric):
         if not (reference or "").strip():
             raise ValueError("the reference is empty")
         if self.recogniser:
-            listen = get_recogniser(self.recogniser, device=self.device)
-            prediction = listen(*read_audio(prediction, sampling_rate, None))
+            prediction = heard(self.recogniser, prediction, sampling_rate, device=self.device)
         if not (prediction or "").strip():
             return (self.lowest,)
         if self._reply is None:

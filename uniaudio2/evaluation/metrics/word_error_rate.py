@@ -5,10 +5,9 @@ from typing import ClassVar
 import jiwer
 import numpy as np
 
-from uniaudio2.evaluation.audio import read_audio
 from uniaudio2.evaluation.metric import ItemMetric, Score, ratio
 from uniaudio2.evaluation.normalizers import get_normalizer
-from uniaudio2.evaluation.recognisers import check_recogniser, get_recogniser
+from uniaudio2.evaluation.recognisers import check_recogniser, heard
 
 
 class WordErrorRate(ItemMetric):
@@ -70,24 +69,19 @@ class WordErrorRate(ItemMetric):
         said = self.normalize(reference or "")
         if not said:
             raise ValueError(f"the reference {reference!r} holds no word after normalisation")
-        text = self._listen(prediction, sampling_rate) if self.recogniser else prediction
+        text = prediction
+        if self.recogniser:
+            text = heard(self.recogniser, prediction, sampling_rate, self.language, self.device)
         self.heard.append(text or "")
-        heard = self.normalize(text or "")
-        words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+        answer = self.normalize(text or "")
+        words, characters = jiwer.process_words(said, answer), jiwer.process_characters(said, answer)
         return (
             words.substitutions + words.deletions + words.insertions,
             len(said.split()),
             characters.substitutions + characters.deletions + characters.insertions,
             len(said),
-            said == heard,
+            said == answer,
         )
-
-    def _listen(self, prediction, sampling_rate) -> str:
-        recogniser = get_recogniser(self.recogniser, self.language, self.device)
-        try:
-            return recogniser(*read_audio(prediction, sampling_rate, None))
-        except ValueError:
-            return ""
 
     def aggregate(self, rows: np.ndarray) -> dict[str, float]:
         if self.average == "items":
