@@ -282,7 +282,9 @@ def whisper_folder(tmp_path_factory):
     model.generation_config = GenerationConfig(
         max_new_tokens=12, no_timestamps_token_id=untimed, is_multilingual=True, prev_sot_token_id=previous,
         lang_to_id={"<|en|>": english, "<|zh|>": chinese}, max_initial_timestamp_index=50,
-        task_to_id={"transcribe": transcribe, "translate": translate}, **ends,
+        task_to_id={"transcribe": transcribe, "translate": translate},
+        # It writes letters and nothing else.
+        suppress_tokens=[start, english, chinese, translate, transcribe, previous, untimed], **ends,
     )  # fmt: skip
     model.save_pretrained(folder)
     WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
