@@ -9,7 +9,7 @@ import soundfile as sf
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from uniaudio2 import UniAudio2ForConditionalGeneration, UniAudio2Processor
+from uniaudio2 import ReasoningCodecConfig, UniAudio2ForConditionalGeneration, UniAudio2Processor
 from uniaudio2.cli import main
 from uniaudio2.commands.train import LANGUAGE_MODEL_STAGES
 from uniaudio2.training.language_model_runs import STAGES, LanguageModelRun
@@ -74,14 +74,23 @@ def test_a_stage_from_its_recipe_to_a_model_folder(stage, adapters, overrides, t
     assert processor(text="one", task="TTS")["input_ids"].shape[-1] == 9
 
 
-def test_stopped_in_the_middle_and_started_again(overrides, tmp_path):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_stopped_in_the_middle_and_started_again(streamed, overrides, tmp_path, codes_folder):
     """The second start goes on from the last checkpoint, and ends bit for bit where a run without a stop ends, and
     without the evaluations in between."""
     names = ["pretraining", "size_tiny"]
+    data = []
+    if streamed:
+        stream = {"path": str(codes_folder), "streaming": True}
+        sources = [
+            stream | {"task": "ASR", "shuffle_buffer": 3},
+            stream | {"sentences": "interleaved_speech_and_text"},
+        ]
+        data = [f"data.sources={json.dumps(sources)}"]
     values = overrides("pretraining", "whole", held_out=False, max_steps=5)
-    whole = LanguageModelRun("pretraining", load_recipe(names, values))
+    whole = LanguageModelRun("pretraining", load_recipe(names, values + data))
     whole.train()
-    halves = overrides("pretraining", "halves", max_steps=5, save_steps=2)
+    halves = overrides("pretraining", "halves", max_steps=5, save_steps=2) + data
     LanguageModelRun("pretraining", load_recipe(names, halves)).train()
     model = tmp_path / "halves" / "model" / "model.safetensors"
     for last in (2, 4, 5):  # the last one: killed between the last step and the model folder
@@ -139,6 +148,44 @@ def test_a_llama_becomes_the_start(model_folder, tokenizer, tmp_path):
     processor = UniAudio2Processor.from_pretrained(tmp_path / "start")
     assert processor.codec.config.num_codebooks == 8
     assert processor(text="one two", task="TTS")["input_ids"].max() < model.config.vocab_size
+
+
+def test_from_a_llama_through_stages_to_speech_and_text(model_folder, codes_folder, tokenizer, tmp_path):
+    """`init`, two stages, and what comes out answers in both modalities; ids that were given are those of the rows."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    codec = ReasoningCodecConfig.from_pretrained(model_folder / "codec")
+    table = codec.reasoning_codebook_size + 4 + codec.reconstruction_codebook_size + 8
+    ids = {"audio_prompt_bos_token_id": table - 1, "audio_prompt_eos_token_id": table - 2}
+    depth = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    values = [f"depth_decoder_config={depth}", *(f"{name}={value}" for name, value in ids.items())]
+    arguments = [*values, "--codec", str(model_folder / "codec")]
+    assert main(["train", "init", str(tmp_path / "llama"), str(tmp_path / "start"), *arguments]) == 0
+
+    path = tmp_path / "start"
+    for stage in ("understanding-warmup", "pretraining"):
+        sources = json.dumps([{"path": str(codes_folder), "task": "ASR"}, {"path": str(codes_folder), "task": "TTS"}])
+        values = [f"model.path={path}", "model.semantic_feature_size=16", f"output={tmp_path / stage}",
+                  f"data.sources={sources}", "data.validation=null", "data.context=160", "arguments.max_steps=2",
+                  "arguments.report_to=none"]  # fmt: skip
+        assert main(["train", stage, "--config", stage_recipe(stage), "size_tiny", *values]) == 0
+        path = tmp_path / stage / "model"
+    model = UniAudio2ForConditionalGeneration.from_pretrained(path).eval()
+    processor = UniAudio2Processor.from_pretrained(path)
+    for name, value in ids.items():
+        assert getattr(model.config, name) == getattr(processor, name) == value
+
+    recording = str(codes_folder.parent / "0.wav")
+    inputs = processor(audio=recording, task="ASR")
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert written.shape[0] == 1 and isinstance(processor.batch_decode(written)[0], str)
+    inputs = processor(text="one two", task="TTS")
+    spoken = model.generate(**inputs, max_new_tokens=30, return_dict_in_generate=True)
+    assert spoken.reconstruction_codes[0].shape[0] == 8
 
 
 # --- Recipes ---

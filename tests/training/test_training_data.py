@@ -15,7 +15,7 @@ from uniaudio2.processing.tasks import TASKS
 from uniaudio2.training import auditory_sentences as sentences
 from uniaudio2.training.language_model_stages import targets_of
 from uniaudio2.training.manifest import checked_rows, load_manifest
-from uniaudio2.training.mixture import Mixture, MixtureBatches, Records, TaskSource, make_source
+from uniaudio2.training.mixture import Draw, Mixture, MixtureBatches, Records, TaskSource, make_source
 from uniaudio2.training.tokenization import tokenize
 
 TEXTS = ["seven three nine", "one", "zero eight six five", "two four", "nine nine one two three", "six"]
@@ -186,7 +186,7 @@ def test_a_sentence_is_cut_after_the_last_segment_that_fits():
 
 def test_everything_in_a_sentence_is_learnt(records, processor):
     source = make_source({"sentences": "same_text_in_styles"}, records, processor, 0, 0)
-    (rows,) = processor.example_rows([[source.turn(0, 4000)]])
+    (rows,) = processor.example_rows([[source.turn(Draw(0, 0, 0), 4000)]])
     is_audio = rows.mm_token_type_ids == AUDIO_ROW
     assert torch.equal(rows.labels[is_audio][:, :-1], rows.input_ids[is_audio][:, :-1])
     assert torch.equal(rows.labels[~is_audio][:, -1], rows.input_ids[~is_audio][:, -1])
@@ -207,7 +207,7 @@ def test_the_picture_in_the_documentation_is_what_the_code_draws():
 def test_planned_lengths_are_the_lengths_of_the_rows(records, processor, task):
     source = make_source({"task": task, "condition_dropout": 0.5}, records, processor, 0, seed=3)
     for number in range(5):
-        (rows,) = processor.example_rows([[source.turn(number, 4000)]])
+        (rows,) = processor.example_rows([[source.turn(Draw(0, number, 0), 4000)]])
         assert source.length(number, 4000) == len(rows)
         assert source.length(number, len(rows) - 1) is None
 
@@ -218,7 +218,7 @@ def test_planned_lengths_of_sentences(records, processor, name):
         records = records.rename_column("recording", "group")
     source = make_source({"sentences": name}, records, processor, 0, seed=3)
     for number in range(4):
-        (rows,) = processor.example_rows([[source.turn(number, 300)]])
+        (rows,) = processor.example_rows([[source.turn(Draw(0, number, 0), 300)]])
         assert source.length(number, 300) == len(rows) <= 300
 
 
@@ -323,6 +323,62 @@ def test_features_lie_on_the_rows_of_their_frames(records, processor):
     assert item["semantic_mask"][:length].sum() == is_audio.sum() - 4  # all but bos and eos rows
     reasoning = is_audio.nonzero().flatten()[1]
     assert item["semantic_features"][reasoning, 0] == expected[: -(-frames * 2 // 5), 0][:3].mean()
+
+
+# --- Streams ---
+
+
+@pytest.fixture
+def stream(records, tmp_path):
+    """The records in three shards, read one after the other."""
+    for index in range(3):
+        records.shard(3, index, contiguous=True).to_parquet(str(tmp_path / "shards" / f"{index}.parquet"))
+    return lambda: load_manifest(str(tmp_path / "shards"), streaming=True)
+
+
+def test_a_stream_has_every_record_once_each_time_through(stream, records, processor):
+    source = make_source({"task": "ASR", "shuffle_buffer": 5}, stream(), processor, 0, seed=1)
+    draws = list(islice(source.draws(0, 4000), 36))
+    assert [draw.number for draw in draws] == list(range(36))
+    starts = [[draw.streamed["start"] for draw in draws[first : first + 12]] for first in (0, 12, 24)]
+    assert all(sorted(epoch) == sorted(records["start"]) for epoch in starts)
+    assert starts[0] != starts[1] != starts[2]
+    again = make_source({"task": "ASR", "shuffle_buffer": 5}, stream(), processor, 0, seed=1)
+    assert [draw.streamed["start"] for draw in islice(again.draws(0, 4000), 12)] == starts[0]
+
+
+def test_examples_of_a_stream_are_those_of_the_same_records(stream, records, processor):
+    """Rows, lengths and features, of a task and of sentences."""
+    entries = [{"task": "ASR", "weight": 1}, {"sentences": "interleaved_speech_and_text", "weight": 2}]
+    sources = [make_source(entry, stream(), processor, i, seed=1) for i, entry in enumerate(entries)]
+    plan = Mixture([sources[0]], processor, 4000, packed=False, semantic_features=True)
+    for (draw,) in islice(plan.sequences(), 14):
+        item = plan[(draw,)]
+        same = records.select([records["start"].index(draw.streamed["start"])])
+        stored = make_source(entries[0], same, processor, 0, seed=1)
+        expected = Mixture([stored], processor, 4000, packed=False, semantic_features=True)[
+            (Draw(0, draw.number, draw.length),)
+        ]
+        assert len(item["labels"]) == draw.length
+        assert all(torch.equal(item[name], expected[name]) for name in expected)
+
+    for draw in islice(sources[1].draws(0, 400), 7):
+        (rows,) = processor.example_rows([[sources[1].turn(draw, 400)]])
+        assert len(rows) == draw.length <= 400
+        assert len({record["recording"] for record in draw.streamed}) == 1
+        assert [record["start"] for record in draw.streamed] == sorted(record["start"] for record in draw.streamed)
+
+
+def test_what_streams_cannot_do_is_refused(stream, records, processor):
+    with pytest.raises(ValueError, match="others are in random order anyway"):
+        make_source({"task": "ASR", "shuffle_buffer": 5}, records, processor, 0, 0)
+    with pytest.raises(ValueError, match="leave out 'shuffle_buffer'"):
+        make_source({"sentences": "same_text_in_styles", "shuffle_buffer": 5}, stream(), processor, 0, 0)
+    with pytest.raises(ValueError, match="No example of source 2 has at most 10 rows"):
+        next(make_source({"task": "ASR"}, stream(), processor, 2, 0).draws(2, 10))
+    without = stream().remove_columns("text")
+    with pytest.raises(ValueError, match=r"record of the stream lacks \['text'\]"):
+        next(make_source({"task": "ASR"}, without, processor, 0, 0).draws(0, 4000))
 
 
 def test_what_cannot_be_planned_is_refused(mixture, records, processor):

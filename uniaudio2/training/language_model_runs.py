@@ -90,13 +90,21 @@ class LanguageModelRun:
         data = self.recipe["data"]
         if not data.get("validation"):
             return None
+        if any(entry.get("streaming") for entry in data["validation"]):
+            raise ValueError("Sources of data.validation are read whole: leave out 'streaming' there.")
         sources = self._sources(data["validation"], processor, seed)
         return EveryExample(Mixture(sources, processor, data["context"], False, self.distils))
 
     @staticmethod
     def _sources(entries: Sequence[Mapping[str, Any]], processor: UniAudio2Processor, seed: int) -> list[Source]:
         return [
-            make_source(entry, load_manifest(entry["path"]), processor, index, seed)
+            make_source(
+                entry,
+                load_manifest(entry["path"], entry.get("split", "train"), entry.get("streaming", False)),
+                processor,
+                index,
+                seed,
+            )
             for index, entry in enumerate(entries)
         ]
 

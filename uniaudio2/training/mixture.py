@@ -2,11 +2,16 @@
 
 The plan is a function of the seed, so its position is a number: a resumed training skips so many batches of the plan,
 without loading anything, and goes on exactly where it was. Every process makes the whole plan and takes its part.
+
+Records that come as a stream have no lengths before they are read. Then the plan reads them, in every process, and a
+resumed training reads the stream again from its start, without making anything of it. That is exact with a shuffle
+buffer too, which the state of a stream does not hold.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,7 @@ from ..processing.rows import AUDIO_ROW, AudioCodes, Rows
 from ..processing.tasks import REASONING, TEXT, Segment, TaskFormat, get_task
 from ..processing.turns import Turn, example, prompt_text
 from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
+from .manifest import import_datasets
 
 # Packed rows that are filled side by side. More leave less padding at the ends and mix less.
 OPEN_ROWS = 16
@@ -46,7 +52,7 @@ class Records:
         self.dataset = dataset
         self.audio, self.texts = tuple(audio), tuple(texts)
         self.num_codebooks = processor.num_codebooks
-        self._sizes = {name: self._frames(name) for name in self.audio}
+        self._sizes: dict[str, np.ndarray] = {name: self._frames(name) for name in self.audio}
         tokenizer = processor.tokenizer
         for name in self.texts:
             # Kept by `datasets` on the disk, where it keeps what it computed.
@@ -74,14 +80,7 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The values of a record, its recordings as [`AudioCodes`]."""
-        record = dict(self.dataset[index])
-        for name in self.audio:
-            codes = {
-                stream: torch.as_tensor(record[name][stream], dtype=torch.long).view(-1, self.num_codebooks).T
-                for stream in ("reasoning_codes", "reconstruction_codes")
-            }
-            record[name] = AudioCodes(**codes)
-        return record
+        return with_codes(self.dataset[index], self.audio, self.num_codebooks)
 
     def groups(self, column: str | None, order: str | None) -> list[list[int]]:
         """Indices of related records."""
@@ -95,13 +94,91 @@ class Records:
         return [sorted(group, key=lambda index: places[index]) for group in groups.values()]
 
 
+class StreamedRecords:
+    """
+    Records as they come, over and over.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]): The records.
+        processor, audio, texts: As of [`Records`].
+        seed (`tuple[int, ...]`): Of the order.
+        shuffle_buffer (`int`, *optional*, defaults to 0):
+            How many records are held to draw the next one from; every time through is another order then. Without,
+            records keep the order they have, so that related ones follow each other.
+
+    Raises:
+        ValueError: While it reads, if a record lacks a value.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        processor: UniAudio2Processor,
+        audio: Sequence[str],
+        texts: Sequence[str],
+        seed: tuple[int, ...],
+        shuffle_buffer: int = 0,
+    ):
+        self.dataset, self.seed, self.shuffle_buffer = dataset, seed, shuffle_buffer
+        self.audio, self.texts = tuple(audio), tuple(texts)
+        self.num_codebooks, self.tokenizer = processor.num_codebooks, processor.tokenizer
+
+    def epoch(self, number: int) -> Iterator[dict[str, Any]]:
+        """Once through."""
+        for record in shuffled(self.dataset, self.shuffle_buffer, np.random.default_rng([*self.seed, 2, number])):
+            missing = [name for name in (*self.audio, *self.texts) if record.get(name) is None]
+            if missing:
+                raise ValueError(f"A record of the stream lacks {missing}; it has {sorted(record)}.")
+            yield record
+
+    def sizes_of(self, record: Mapping[str, Any]) -> dict[str, AudioSize | int]:
+        """Of every value that is used."""
+        sizes: dict[str, AudioSize | int] = {}
+        for name in self.audio:
+            streams = (record[name]["reasoning_codes"], record[name]["reconstruction_codes"])
+            sizes[name] = AudioSize(*(len(codes) // self.num_codebooks for codes in streams))
+        for name in self.texts:
+            ids = self.tokenizer(record[name], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            sizes[name] = len(ids)
+        return sizes
+
+
+def with_codes(record: Mapping[str, Any], audio: Sequence[str], num_codebooks: int) -> dict[str, Any]:
+    """A record with its recordings as [`AudioCodes`]."""
+    values = dict(record)
+    for name in audio:
+        codes = {
+            stream: torch.as_tensor(record[name][stream], dtype=torch.long).view(-1, num_codebooks).T
+            for stream in ("reasoning_codes", "reconstruction_codes")
+        }
+        values[name] = AudioCodes(**codes)
+    return values
+
+
+def shuffled(records: Iterable[Any], buffer_size: int, rng: np.random.Generator) -> Iterator[Any]:
+    """
+    Each record as one of those that are held, at random. `datasets` can do this too, but takes turns between shards as
+    well, and how has changed between its versions; a resumed training needs the same order.
+    """
+    held = []
+    for record in records:
+        held.append(record)
+        if len(held) > buffer_size:
+            yield held.pop(int(rng.integers(len(held))))
+    yield from (held[place] for place in rng.permutation(len(held)))
+
+
 @dataclass(frozen=True)
 class Draw:
-    """One example of the plan: its number among those of its source, its length, and how to make it."""
+    """
+    One example of the plan: its source, its number among those of the source, and its length. Of a source that is a
+    stream also the record, or the related ones.
+    """
 
     source: int
     number: int
     length: int
+    streamed: Any = field(default=None, compare=False, repr=False)
 
 
 class Source:
@@ -125,13 +202,30 @@ class Source:
         """Of all choices that one example makes."""
         return np.random.default_rng([*self.seed, 0, number])
 
+    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
+        """The examples that fit, without end; `place` is that of this source among others."""
+        refused = 0
+        for number in count():
+            length = self.length(number, max_rows)
+            if length is None:
+                refused += 1
+                if refused > 2 * self.num_items:
+                    raise no_example(place, max_rows)
+            else:
+                refused = 0
+                yield Draw(place, number, length)
+
     def length(self, number: int, max_rows: int) -> int | None:
         """Rows of an example; `None` if it has more than `max_rows`."""
         raise NotImplementedError
 
-    def turn(self, number: int, max_rows: int) -> Turn:
+    def turn(self, draw: Draw, max_rows: int) -> Turn:
         """The example."""
         raise NotImplementedError
+
+    def semantic_features(self, draw: Draw) -> Sequence[float]:
+        """Of the recording `audio` of an example, frame after frame."""
+        return self.records.dataset[self.item(draw.number)]["semantic_features"]
 
 
 class TaskSource(Source):
@@ -156,17 +250,45 @@ class TaskSource(Source):
         return prompt, bool(rng.random() < self.condition_dropout)
 
     def length(self, number: int, max_rows: int) -> int | None:
-        sizes = self.records.sizes(self.item(number))
+        return self._length(number, self.records.sizes(self.item(number)), max_rows)
+
+    def _length(self, number: int, sizes: Mapping[str, AudioSize | int], max_rows: int) -> int | None:
         rows = self.prompt_rows[self._choices(number)[0]] if self.prompt_rows else 0
         rows += sum(segment_rows(segment, sizes[segment.field]) for segment in self.task.segments)
         return rows if rows <= max_rows else None
 
-    def turn(self, number: int, max_rows: int) -> Turn:
-        prompt, dropped = self._choices(number)
-        values = self.records[self.item(number)]
+    def turn(self, draw: Draw, max_rows: int) -> Turn:
+        return self._turn(draw, self.records[self.item(draw.number)])
+
+    def _turn(self, draw: Draw, values: Mapping[str, Any]) -> Turn:
+        prompt, dropped = self._choices(draw.number)
         turn = example(self.task, values, self.task.prompts[prompt] if self.task.prompts else None)
         turn.drop_condition = dropped
         return turn
+
+
+class StreamedTaskSource(TaskSource):
+    """The same of records that come as a stream."""
+
+    records: StreamedRecords
+
+    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
+        numbers = count()
+        for epoch in count():
+            found = False
+            for record, number in zip(self.records.epoch(epoch), numbers, strict=False):
+                length = self._length(number, self.records.sizes_of(record), max_rows)
+                if length is not None:
+                    found = True
+                    yield Draw(place, number, length, record)
+            if not found:
+                raise no_example(place, max_rows)
+
+    def turn(self, draw: Draw, max_rows: int) -> Turn:
+        return self._turn(draw, with_codes(draw.streamed, self.records.audio, self.records.num_codebooks))
+
+    def semantic_features(self, draw: Draw) -> Sequence[float]:
+        return draw.streamed["semantic_features"]
 
 
 class SentenceSource(Source):
@@ -190,10 +312,51 @@ class SentenceSource(Source):
         _, sizes, pieces = self._plan(number, max_rows)
         return sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces) or None
 
-    def turn(self, number: int, max_rows: int) -> Turn:
-        group, _, pieces = self._plan(number, max_rows)
+    def turn(self, draw: Draw, max_rows: int) -> Turn:
+        group, _, pieces = self._plan(draw.number, max_rows)
         used = {piece.record for piece in pieces}
         return sentence_turn(pieces, {place: self.records[group[place]] for place in used})
+
+
+class StreamedSentenceSource(Source):
+    """The same of records that come as a stream, in which related ones follow each other."""
+
+    records: StreamedRecords
+
+    def __init__(self, records: StreamedRecords, builder_name: str, weight: float, seed: tuple[int, ...]):
+        super().__init__(records, weight, seed)
+        self.builder = get_builder(builder_name)
+
+    def _groups(self, epoch: int) -> Iterator[list[dict[str, Any]]]:
+        column, order = self.builder.related_by, self.builder.ordered_by
+        if column is None:
+            yield from ([record] for record in self.records.epoch(epoch))
+            return
+        for _, related in groupby(self.records.epoch(epoch), key=lambda record: record[column]):
+            group = list(related)
+            yield group if order is None else sorted(group, key=lambda record: record[order])
+
+    def _plan(self, number: int, group: Sequence[Mapping[str, Any]], max_rows: int):
+        sizes = [self.records.sizes_of(record) for record in group]
+        return sizes, plan_sentence(self.builder, sizes, self.generator(number), max_rows)
+
+    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
+        numbers = count()
+        for epoch in count():
+            found = False
+            for group, number in zip(self._groups(epoch), numbers, strict=False):
+                sizes, pieces = self._plan(number, group, max_rows)
+                if pieces:
+                    found = True
+                    length = sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces)
+                    yield Draw(place, number, length, group)
+            if not found:
+                raise no_example(place, max_rows)
+
+    def turn(self, draw: Draw, max_rows: int) -> Turn:
+        _, pieces = self._plan(draw.number, draw.streamed, max_rows)
+        records = [with_codes(record, self.records.audio, self.records.num_codebooks) for record in draw.streamed]
+        return sentence_turn(pieces, records)
 
 
 class Mixture(Dataset):
@@ -229,19 +392,12 @@ class Mixture(Dataset):
     def draws(self) -> Iterator[Draw]:
         """The examples in the order of the plan, without end."""
         rows = np.zeros(len(self.sources))
-        numbers = [0] * len(self.sources)
         weights = np.array([source.weight for source in self.sources], dtype=float)
+        streams = [source.draws(place, self.max_rows) for place, source in enumerate(self.sources)]
         while True:
-            chosen = int(np.argmin(rows / weights))
-            source, refused = self.sources[chosen], 0
-            while (length := source.length(numbers[chosen], self.max_rows)) is None:
-                numbers[chosen] += 1
-                refused += 1
-                if refused > 2 * source.num_items:
-                    raise ValueError(f"No example of source {chosen} has at most {self.max_rows} rows.")
-            yield Draw(chosen, numbers[chosen], length)
-            numbers[chosen] += 1
-            rows[chosen] += length
+            draw = next(streams[int(np.argmin(rows / weights))])
+            yield draw
+            rows[draw.source] += draw.length
 
     def sequences(self) -> Iterator[tuple[Draw, ...]]:
         """What shares a sequence: one example, or as many as fit. The fullest of `OPEN_ROWS` sequences is closed."""
@@ -267,14 +423,13 @@ class Mixture(Dataset):
         parts, features = [], []
         for draw in draws:
             source = self.sources[draw.source]
-            turn = source.turn(draw.number, self.max_rows)
+            turn = source.turn(draw, self.max_rows)
             generator = torch.Generator().manual_seed(int(source.generator(draw.number).integers(2**62)))
             (rows,) = self.processor.example_rows([[turn]], generator=generator)
             parts.append(rows)
             if self.semantic_features:
-                flat = source.records.dataset[source.item(draw.number)]["semantic_features"]
                 frames = turn.values["audio"].reconstruction_codes.shape[1]
-                flat = torch.as_tensor(flat, dtype=torch.float32).view(frames, -1)
+                flat = torch.as_tensor(source.semantic_features(draw), dtype=torch.float32).view(frames, -1)
                 features.append(features_of_rows(turn, rows, flat))
         positions = torch.cat([torch.arange(len(rows)) for rows in parts])
         if self.packed:
@@ -400,27 +555,46 @@ def features_of_rows(turn: Turn, rows: Rows, features: torch.Tensor) -> torch.Te
 
 def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor, index: int, seed: int) -> Source:
     """
-    A source out of a recipe: `{"path", "weight", "task" or "sentences", "condition_dropout"}`.
+    A source out of a recipe: `{"path", "weight", "task" or "sentences", "condition_dropout", "shuffle_buffer"}`.
 
     Args:
         entry (`Mapping[str, Any]`): The entry of the recipe.
-        dataset ([`~datasets.Dataset`]): What `path` holds.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): What `path` holds.
         index (`int`): Its place in the recipe.
     """
     weight, key = float(entry.get("weight", 1.0)), (seed, index)
     if ("task" in entry) == ("sentences" in entry):
         raise ValueError(f"A source has a 'task' or a builder of 'sentences', but this has {dict(entry)}.")
+    is_stream, buffer = isinstance(dataset, import_datasets().IterableDataset), entry.get("shuffle_buffer", 0)
+    if buffer and not is_stream:
+        raise ValueError("'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway.")
+
+    def records(audio: Sequence[str], texts: Sequence[str]) -> Records | StreamedRecords:
+        if is_stream:
+            return StreamedRecords(dataset, processor, audio, texts, key, buffer)
+        return Records(dataset, processor, audio, texts)
+
     if "sentences" in entry:
         builder = get_builder(entry["sentences"])
-        present = set(dataset.column_names)
+        if buffer and builder.related_by is not None:
+            raise ValueError(
+                f"The records of a sentence of {entry['sentences']!r} follow each other in a stream: leave out "
+                "'shuffle_buffer'."
+            )
+        present = set(dataset.column_names or next(iter(dataset)))
         audio = [*builder.audio, *(name for name in builder.optional_audio if name in present)]
         texts = [*builder.texts, *(name for name in builder.optional_texts if name in present)]
-        return SentenceSource(Records(dataset, processor, audio, texts), entry["sentences"], weight, key)
+        make = StreamedSentenceSource if is_stream else SentenceSource
+        return make(records(audio, texts), entry["sentences"], weight, key)
     task = get_task(entry["task"])
     texts = [name for name in task.fields if task.is_text(name)]
     audio = [name for name in task.fields if not task.is_text(name)]
-    records = Records(dataset, processor, audio, texts)
-    return TaskSource(records, task, processor, weight, key, entry.get("condition_dropout", 0.0))
+    make = StreamedTaskSource if is_stream else TaskSource
+    return make(records(audio, texts), task, processor, weight, key, entry.get("condition_dropout", 0.0))
+
+
+def no_example(place: int, max_rows: int) -> ValueError:
+    return ValueError(f"No example of source {place} has at most {max_rows} rows.")
 
 
 @lru_cache(maxsize=64)

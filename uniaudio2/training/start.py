@@ -46,6 +46,8 @@ def start_from_text_model(
         text_model, UniAudio2Config.from_text_config(text_config, **values)
     )
     model.save_pretrained(output)
+    # From the config, where values may have been given.
+    ids = {name: getattr(model.config, name) for name in ids}
     processor = UniAudio2Processor(UniAudio2FeatureExtractor(), tokenizer, **ids)
     processor.codec = codec_model
     processor.save_pretrained(output, save_codec=True)
