@@ -3,8 +3,10 @@
 import ast
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +15,19 @@ import yaml
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 
-from uniaudio2 import ReasoningCodecConfig, ReasoningCodecModel, UniAudio2Config, UniAudio2ForConditionalGeneration
+from uniaudio2 import (
+    TINY,
+    ReasoningCodecConfig,
+    ReasoningCodecModel,
+    UniAudio2Config,
+    UniAudio2ForConditionalGeneration,
+)
 from uniaudio2.hub_cards.cards import app, codec_card, language_model_card, space_card
 from uniaudio2.hub_cards.facts import RELEASE_CARD, Facts, read_card, requirements
-from uniaudio2.hub_cards.results import PAPER_URL, measured_results, reported_results
+from uniaudio2.hub_cards.results import PAPER_URL, measured_results, recorded_results, reported_results
 from uniaudio2.hub_cards.stage import stage
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 SECTIONS = ["How to use it", "Training", "Results", "Limits", "Misuse, and consent", "Licence", "Hardware", "Versions",
             "Citation"]  # fmt: skip
 
@@ -115,8 +124,8 @@ def test_every_number_has_its_source(released_cards):
 def test_numbers_of_other_systems_are_not_claimed(released_cards):
     values = [metric["value"] for card in released_cards[:2]
               for result in front(card)["model-index"][0]["results"] for metric in result["metrics"]]  # fmt: skip
-    # MiMo-Audio, Qwen2.5-Omni, Mimi.
-    assert not {3.50, 3.92, 86.7} & set(values) and {2.71, 90.5} <= set(values)
+    # MiMo-Audio, Qwen2.5-Omni, Mimi, a ReasoningCodec without one of its parts.
+    assert not {3.50, 3.92, 86.7, 25.9} & set(values) and {2.71, 90.5} <= set(values)
 
 
 def test_what_the_release_was_made_of_stands_in_its_card(released_cards):
@@ -219,9 +228,41 @@ def test_measured_numbers(folder, tmp_path):
             "url": f"https://huggingface.co/{address}/blob/main/evaluation.json",
         }
         assert f"| {shown} | {source} |" in sections(card)["Results"]
-        (row,) = json.loads((tmp_path / "staged" / name / "evaluation.json").read_text())["results"]
-        assert (row["test"], row["value"], row["data"]) == (test, value, "recordings, 100 items")
+    recorded = [
+        [(row["test"], row["value"], row["items"]) for row in json.loads(path.read_text())["results"]]
+        for path in sorted((tmp_path / "staged").glob("*/evaluation.json"))
+    ]
+    # The language model's repository holds the codec, and what is known of it.
+    assert recorded == [
+        [("tiny/round-trip", 1.397, 100)],
+        [("tiny/listening", 4.86, 100), ("tiny/round-trip", 1.397, 100)],
+    ]
     assert "alice" not in (tmp_path / "staged" / "language-model" / "evaluation.json").read_text()
+
+    # What is recorded in a model folder needs no `--evaluation`.
+    shutil.copyfile(tmp_path / "staged" / "language-model" / "evaluation.json", folder / "evaluation.json")
+    stage(folder, tmp_path / "again", namespace="lab")
+    for name in ("language-model", "codec"):
+        assert (tmp_path / "again" / name / "README.md").read_text() == (
+            tmp_path / "staged" / name / "README.md"
+        ).read_text()
+
+
+def test_a_damaged_record_of_results(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"results": [{"test": "tiny/listening"}]}))
+    with pytest.raises(ValueError, match=r"evaluation.json is not what"):
+        recorded_results(tmp_path / "evaluation.json")
+
+
+def test_the_card_of_the_shipped_checkpoint_has_the_numbers_of_its_benchmark():
+    recorded = {
+        (result.test, result.score): result.value for result in recorded_results(Path(TINY, "evaluation.json"))
+    }
+    measured = json.loads((BENCHMARKS / "tiny_quality.json").read_text())
+    # Greedy, so that two programs count the same errors; texts are compared word for word in both.
+    assert recorded["tiny/listening", "wer"] == pytest.approx(measured["heldout"]["asr"]["wer_percent"], abs=0.01)
+    unseen = measured["unseen"]["asr"]["wer_percent"]
+    assert recorded["tiny/listening-unseen-voice", "wer"] == pytest.approx(unseen, abs=0.01)
 
 
 def test_a_folder_without_scores_is_no_evaluation(tmp_path):

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData, SpaceCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .facts import Facts, requirements
-from .results import Result, model_index
+from .results import RESULTS_FILE, Result, model_index
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -17,7 +17,6 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-RESULTS_FILE = "evaluation.json"
 LLAMA_LICENSE = "llama3.2"
 # The licence asks for these words in a text file beside the weights.
 LLAMA_NOTICE = (

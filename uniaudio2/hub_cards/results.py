@@ -1,22 +1,25 @@
 """Results for the cards, each with its source: reported by the authors, or measured with `uniaudio2 evaluate`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from ..evaluation.suite import CODEC_TASKS, HUB_TASKS, SUITE_FOLDER, suite_names
 from .model_files import read_json
 
-if TYPE_CHECKING:
-    from ..evaluation.suite import SuiteTest
-
+# What we have measured of a model, in its folder.
+RESULTS_FILE, SCORES_FILE = "evaluation.json", "scores.json"
 PAPER_URL = "https://arxiv.org/abs/2602.04683"
-# Whose numbers of the suites are those of the released models.
+# Whose numbers in the suites are those of the released models.
 RELEASED_SYSTEMS = ("UniAudio 2.0 3B", "ReasoningCodec")
 MEASURED = "measured with uniaudio2 evaluate"
+# How fast it was says as much of the machine as of the model.
+OF_THE_MACHINE = "speed"
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,24 @@ class Result:
     One number.
 
     Args:
-        test (`SuiteTest`): Of what.
-        score (`str`): Its name.
-        label (`str`): Its name for people, with the metric that it belongs to.
+        test (`str`): Its full name, `suite/test`.
+        task (`str`): The task.
+        data (`str`): The name of the data.
+        config (`str`, *optional*): The configuration of the data.
+        split (`str`, *optional*): The split.
+        score (`str`): The name of the score.
+        label (`str`): The same for people, with the metric that it belongs to.
         value (`float`): As tables show it, percentages as percentages.
         shown (`str`): The same for people, with its interval if there is one.
         source (`str`): Where it comes from.
         items (`int`, *optional*): Of how many items, if we have measured it.
     """
 
-    test: "SuiteTest"
+    test: str
+    task: str
+    data: str
+    config: str | None
+    split: str | None
     score: str
     label: str
     value: float
@@ -44,23 +55,16 @@ class Result:
 
     @property
     def is_of_codec(self) -> bool:
-        from ..evaluation.suite import RECONSTRUCTION_TASK
-
-        return self.test.task == RECONSTRUCTION_TASK
+        return self.task in CODEC_TASKS
 
     @property
     def is_measured(self) -> bool:
         return self.source.startswith(MEASURED)
 
-    @property
-    def data(self) -> str:
-        """The name of the data."""
-        return self.test.data.hub or Path(self.test.data.folder).name
-
     def row(self) -> dict[str, str]:
         """The result in a table."""
         return {
-            "test": self.test.full_name,
+            "test": self.test,
             "data": f"{self.data}, {self.items} items" if self.items else self.data,
             "score": self.label,
             "result": self.shown,
@@ -69,16 +73,14 @@ class Result:
 
     def eval_result(self, measured_url: str) -> EvalResult:
         """The result in the metadata of a card."""
-        from ..evaluation.report import HUB_TASKS
-
         return EvalResult(
-            task_type=HUB_TASKS.get(self.test.task, "audio-to-audio"),
-            task_name=self.test.full_name,
+            task_type=HUB_TASKS.get(self.task, "audio-to-audio"),
+            task_name=self.test,
             dataset_type=self.data,
             dataset_name=self.data,
             # Entries of the index are one per data set: tests on the same one are told apart by this.
-            dataset_config=self.test.data.config or self.test.name,
-            dataset_split=self.test.data.split,
+            dataset_config=self.config or self.test.rpartition("/")[2],
+            dataset_split=self.split,
             metric_type=self.score,
             metric_name=self.label,
             metric_value=self.value,
@@ -88,20 +90,22 @@ class Result:
 
 
 def reported_results() -> list[Result]:
-    """
-    What the authors report of the released models, as the suites record it.
-
-    Raises:
-        ImportError: if the packages of the extra `uniaudio2[evaluate]` are missing.
-    """
-    from ..evaluation.suite import load_suite, suite_names
-
+    """What the authors report of the released models, as the suites record it."""
     return [
-        Result(test, number.score, number.score, number.value, _with_system(number), number.source)
-        for name in suite_names()
-        for test in load_suite(name)
-        for number in test.published
-        if number.system.startswith(RELEASED_SYSTEMS)
+        Result(
+            **_place(suite, name, test),
+            score=number["score"],
+            label=number["score"],
+            value=number["value"],
+            shown=f"{number['value']:g}{f' ({remark}' if remark else ''}",
+            source=number["source"],
+        )
+        for suite in suite_names()
+        for name, test in _suite(suite).items()
+        for number in test.get("published", ())
+        # What stands in parentheses tells the numbers of several sets apart.
+        for system, _, remark in [number["system"].partition(" (")]
+        if system in RELEASED_SYSTEMS
     ]
 
 
@@ -110,26 +114,43 @@ def measured_results(folder: Path) -> list[Result]:
     What `uniaudio2 evaluate --output FOLDER` has measured.
 
     Raises:
-        ValueError: If there are no scores, or those of a test that no suite has.
-        ImportError: if the packages of the extra `uniaudio2[evaluate]` are missing.
+        ValueError: If there are no scores, or those of a test that no suite of the package has.
     """
-    from ..evaluation.score import SCORES_FILE
-    from ..evaluation.suite import load_suite
-
     files = sorted(folder.rglob(SCORES_FILE))
     if not files:
         raise ValueError(f"There is no {SCORES_FILE} in {folder}: `uniaudio2 evaluate --output {folder}` makes it.")
     results = []
     for file in files:
         summary = read_json(file)
-        tests = [test for test in load_suite(summary["suite"]) if test.name == summary["test"]]
-        if not tests:
-            raise ValueError(f"{file} holds scores of {summary['suite']}/{summary['test']}, which no suite has.")
-        # How fast it was says as much of the machine as of the model.
-        of_machine = {use.label for use in tests[0].metrics if use.metric == "speed"}
-        scores = [entry for entry in summary["scores"] if entry["metric"] not in of_machine]
-        results += [_measured(tests[0], summary, entry) for entry in scores]
+        suite, name = summary["suite"], summary["test"]
+        test = _suite(suite).get(name) if suite in suite_names() else None
+        if test is None:
+            raise ValueError(f"{file} holds scores of {suite}/{name}, which no suite has.")
+        left_out = {use.get("label", OF_THE_MACHINE) for use in test["metrics"] if use["metric"] == OF_THE_MACHINE}
+        results += [
+            _measured(_place(suite, name, test), summary["seed"], entry)
+            for entry in summary["scores"]
+            if entry["metric"] not in left_out
+        ]
     return results
+
+
+def recorded_results(file: Path) -> list[Result]:
+    """
+    What stands in an `evaluation.json`.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return [Result(**entry) for entry in read_json(file)["results"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not what `uniaudio2 publish stage --evaluation` writes: {error}.") from error
+
+
+def records(results: Sequence[Result]) -> dict[str, Any]:
+    """What we have measured, as an `evaluation.json` holds it."""
+    return {"results": [asdict(result) for result in results if result.is_measured]}
 
 
 def model_index(name: str, results: Sequence[Result], measured_url: str) -> list[dict[str, Any]]:
@@ -149,28 +170,31 @@ def model_index(name: str, results: Sequence[Result], measured_url: str) -> list
     return [{"name": name, "results": entries}]
 
 
-def records(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What we have measured, as data."""
-    return [{**result.row(), "value": result.value} for result in results if result.is_measured]
+def _suite(name: str) -> Mapping[str, Any]:
+    # As data: `load_suite` would load the metrics too, which are an extra.
+    return yaml.safe_load((SUITE_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["tests"]
 
 
-def _measured(test: "SuiteTest", summary: dict[str, Any], entry: dict[str, Any]) -> Result:
-    from ..evaluation.report import shown
+def _place(suite: str, name: str, test: Mapping[str, Any]) -> dict[str, Any]:
+    data = test["data"]
+    return {
+        "test": f"{suite}/{name}",
+        "task": test["task"],
+        "data": data.get("hub") or Path(data["folder"]).name,
+        "config": data.get("config"),
+        "split": data.get("split"),
+    }
 
-    percent = entry["percent"]
-    interval = f"{shown(entry['low'], percent)} to {shown(entry['high'], percent)}"
+
+def _measured(place: Mapping[str, Any], seed: int, entry: Mapping[str, Any]) -> Result:
+    factor, form = (100, "{:.2f}%") if entry["percent"] else (1, "{:.4g}")
+    value, low, high = (form.format(factor * entry[name]) for name in ("value", "low", "high"))
     return Result(
-        test=test,
+        **place,
         score=entry["score"],
         label=entry["score"] if entry["score"] == entry["metric"] else f"{entry['score']} ({entry['metric']})",
-        value=round(entry["value"] * (100 if percent else 1), 4),
-        shown=f"{shown(entry['value'], percent)} ({interval})",
-        source=f"{MEASURED}, seed {summary['seed']}",
+        value=round(factor * entry["value"], 4),
+        shown=f"{value} ({low} to {high})",
+        source=f"{MEASURED}, seed {seed}",
         items=entry["items"],
     )
-
-
-def _with_system(number: Any) -> str:
-    # One test has the numbers of two sets: what tells them apart stands behind the system's name.
-    _, _, remark = number.system.partition(" (")
-    return f"{number.value:g}{f' ({remark}' if remark else ''}"

@@ -10,11 +10,11 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..conversion.convert import RECORD_FILE as CONVERSION_FILE
-from .cards import LLAMA_LICENSE, LLAMA_NOTICE, RESULTS_FILE, codec_card, language_model_card
+from .cards import LLAMA_LICENSE, LLAMA_NOTICE, codec_card, language_model_card
 from .checks import check_contents
 from .facts import PROVENANCE_FILE, Facts, gather_facts
 from .model_files import ModelFolder, open_model_folder, write_codec, write_json, write_language_model
-from .results import Result, measured_results, records, reported_results
+from .results import RESULTS_FILE, Result, measured_results, recorded_results, records, reported_results
 from .space_files import write_space
 from .staging import ANY_NAMESPACE, made_in_place_of, repositories, write_record
 
@@ -43,7 +43,9 @@ def stage(
         namespace (`str`, *optional*):
             The user or organisation on the Hub. Files name it then as they will be uploaded; without, they say
             `NAMESPACE`, and `push` puts the name in.
-        evaluation (`str` or `Path`, *optional*): What `uniaudio2 evaluate --output` has made for this model.
+        evaluation (`str` or `Path`, *optional*):
+            What `uniaudio2 evaluate --output` has made for this model. By default what `evaluation.json` in the model
+            folder records, if it is there.
 
     Returns:
         `dict`: What was staged, as `stage.json` holds it.
@@ -56,7 +58,7 @@ def stage(
     for option, given in (("--name", name), ("--namespace", namespace)):
         if given is not None and not NAME.fullmatch(given):
             raise ValueError(f"{option} {given!r} cannot be a name on the Hub: letters, digits, '-', '_' and '.'.")
-    results = measured_results(Path(evaluation)) if evaluation is not None else []
+    results = measured_results(Path(evaluation)) if evaluation is not None else _recorded(model_dir)
     with made_in_place_of(output) as folder:
         models = open_model_folder(model_dir)
         facts = gather_facts(models)
@@ -90,9 +92,10 @@ def _write(
     (staged["language-model"] / "README.md").write_text(card, encoding="utf-8")
     card = codec_card(facts, of_codec, codec, language_model, space)
     (staged["codec"] / "README.md").write_text(card, encoding="utf-8")
-    for part, found in (("language-model", of_language_model), ("codec", of_codec)):
-        if measured := records(found):
-            write_json(staged[part] / RESULTS_FILE, {"results": measured})
+    # What was measured of the codec stands beside the language model too, which holds it.
+    for part, found in (("language-model", results), ("codec", of_codec)):
+        if any(result.is_measured for result in found):
+            write_json(staged[part] / RESULTS_FILE, records(found))
         if facts.provenance is not None:
             write_json(staged[part] / PROVENANCE_FILE, facts.provenance)
     if facts.conversion is not None:
@@ -102,6 +105,11 @@ def _write(
         (staged["language-model"] / "NOTICE").write_text(LLAMA_NOTICE, encoding="utf-8")
     write_space(facts, staged["space"], language_model, codec)
     return linked
+
+
+def _recorded(model_dir: Path) -> list[Result]:
+    file = model_dir / RESULTS_FILE
+    return recorded_results(file) if file.is_file() else []
 
 
 def _default_name(facts: Facts) -> str:
