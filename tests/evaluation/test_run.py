@@ -108,6 +108,25 @@ def test_a_failed_item_is_counted_and_the_others_go_on(finished, model_folder, d
     assert "1 items failed" in report and "3, 1 failed" in report
 
 
+def test_hostile_recordings_are_answered_or_counted(finished, model_folder, data_folder, tmp_path):
+    """One sample, silence, NaN, another rate with two channels: a page for each, and no number out of nothing."""
+    strange = tmp_path / "data"
+    shutil.copytree(data_folder, strange)
+    soundfile.write(strange / "0.wav", np.zeros(1), 24000)
+    soundfile.write(strange / "1.wav", np.zeros(9600), 24000)
+    soundfile.write(strange / "2.wav", np.full(9600, np.nan, np.float32), 24000, subtype="FLOAT")
+    soundfile.write(strange / "3.wav", 0.1 * np.random.default_rng(1).standard_normal((4000, 2)), 8000)
+    listening, round_trip = run(finished, tmp_path / "out", model_folder, strange)
+    assert list(listening["failed"]) == list(round_trip["failed"]) == ["000002"]
+    assert listening["scores"][0]["items"] == 4 and listening["scores"][0]["per_item"]["000002"] == 1
+    mel = round_trip["scores"][0]
+    assert sorted(mel["failures"]) == ["000000", "000002"] and np.isfinite(mel["value"])
+    assert "less than one window" in mel["failures"]["000000"]
+    page = (tmp_path / "out/report.html").read_text()
+    for row in json.loads((tmp_path / "out/small/round-trip/scores.json").read_text())["scores"][0]["per_item"]:
+        assert f"<b>{row}</b>" in page
+
+
 class TestScoringAlone:
     def test_from_the_manifest_the_numbers_are_the_same(self, finished, tmp_path):
         copy = tmp_path / "copy"
