@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from uniaudio2 import UniAudio2ForConditionalGeneration
+from uniaudio2.cli import main
 from uniaudio2.training.faults import UNFINISHED
 from uniaudio2.training.recipe import RECIPES
 
@@ -64,12 +67,19 @@ def zero3(tmp_path):
     return str(tmp_path / "zero3.json")
 
 
-def start(words: list[str], processes: int = 1) -> subprocess.Popen:
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                                          "--master_port", str(29_600 + os.getpid() % 1000)]  # fmt: skip
+def launch(arguments: list[str]) -> subprocess.Popen:
+    """`python -m` in a process group of its own, which can be killed with all it started."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    program = [sys.executable, *launcher, "-m", "uniaudio2.cli", *words]
-    return subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def start(words: list[str], processes: int = 1) -> subprocess.Popen:
+    launcher = [] if processes == 1 else ["torch.distributed.run", "--nproc_per_node", str(processes),
+                                          "--master_port", str(29_600 + os.getpid() % 1000), "-m"]  # fmt: skip
+    return launch([*launcher, "uniaudio2.cli", *words])
 
 
 def run(words: list[str], processes: int = 1) -> None:
@@ -143,3 +153,41 @@ def test_killed_at_a_step_and_in_the_middle_of_a_save(command, tmp_path):
     assert [row["loss"] for row in logged(folder)] == [row["loss"] for row in logged(tmp_path / "whole")]
     killed, whole = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_recordings(model_folder, tmp_path):
+    """`uniaudio2 train tokenize` under `accelerate launch`: killed after the first shard, and started again."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(24):
+        soundfile.write(tmp_path / f"{index}.wav", 0.1 * rng.standard_normal(9600 + 480 * index), 24_000)
+        rows.append({"audio": f"{index}.wav", "text": f"number {index}"})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def words(output: str) -> list[str]:
+        arguments = ["--model", str(model_folder), "--rows-per-shard", "3", "--batch-size", "1"]
+        return ["train", "tokenize", str(tmp_path / "manifest.jsonl"), str(tmp_path / output), *arguments]
+
+    assert main(words("one")) == 0
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no",
+                "--main_process_port", str(29_600 + os.getpid() % 1000), "-m", "uniaudio2.cli"]  # fmt: skip
+    process = launch([*launcher, *words("two")])
+    while not list((tmp_path / "two").glob("*.parquet")):
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*.parquet")}
+    assert 1 <= len(first) < 8
+
+    process = launch([*launcher, *words("two")])
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    names = sorted(path.name for path in (tmp_path / "one").glob("*.parquet"))
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+    for name in names:
+        one, two = (datasets.Dataset.from_parquet(str(tmp_path / folder / name)) for folder in ("one", "two"))
+        assert one.features == two.features and one[:] == two[:]

@@ -1,14 +1,17 @@
 """What every stage inherits, on a toy with two losses of different normalisers."""
 
 import errno
+import os
+import shutil
 import subprocess
 import sys
 from typing import ClassVar
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 import uniaudio2
@@ -192,6 +195,45 @@ def test_a_full_disk_leaves_the_checkpoint_before(make_trainer, tmp_path, monkey
     resumed = make_trainer(max_steps=4)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, as the folder of the run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here: that takes Linux and root")
+    yield folder
+    # Lazily: the failure that a test has caught may still hold a file open.
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 4096, 12288])
+def test_a_disk_that_is_really_full_leaves_the_checkpoint_before(make_trainer, small_disk, room):
+    """Full before the first file of a checkpoint, and in the middle of it."""
+
+    class Filler(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                free = os.statvfs(small_disk)
+                (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - room))
+
+    trainer = make_trainer(save_strategy="steps", save_steps=1, save_total_limit=1, max_steps=4)
+    trainer.add_callback(Filler())
+    # As safetensors, json and torch call it.
+    with pytest.raises((OSError, RuntimeError, SafetensorError), match=r"(?i)no space left|unexpected pos"):
+        trainer.train()
+    assert get_last_checkpoint(str(small_disk)) == str(small_disk / "checkpoint-2")
+    assert not any((small_disk / UNFINISHED).glob("*"))
+    (small_disk / "filler").unlink()
+    resumed = make_trainer(max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    whole = make_trainer("whole", max_steps=4)
+    whole.train()
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
 
 
 def test_what_a_killed_process_left_is_ignored(make_trainer, tmp_path):

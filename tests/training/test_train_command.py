@@ -183,7 +183,8 @@ def test_from_a_llama_through_stages_to_speech_and_text(model_folder, codes_fold
     inputs = processor(audio=recording, task="ASR")
     written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert written.shape[0] == 1 and isinstance(processor.batch_decode(written)[0], str)
-    inputs = processor(text="one two", task="TTS")
+    inputs = processor(text="one two", caption="calm", audio_prompt=recording, task="prompt_instruct_tts")
+    assert all((inputs["input_ids"][0, :, 0] == value).any() for value in ids.values())
     spoken = model.generate(**inputs, max_new_tokens=30, return_dict_in_generate=True)
     assert spoken.reconstruction_codes[0].shape[0] == 8
 
