@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 from uniaudio2 import TINY, UniAudio2ForConditionalGeneration, UniAudio2Processor
 
-# Somebody says "zero one three eight"; the shipped checkpoint was not trained on it.
+# Somebody says "seven seven six three nine four"; the shipped checkpoint was not trained on it.
 RECORDING = Path(__file__).parents[1] / "benchmarks" / "recordings" / "heldout-00007.flac"
 
 

@@ -8,12 +8,19 @@ import pytest
 
 from uniaudio2.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```(python|bash)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_there_are_five_examples():
     assert len(EXAMPLES) == 5
+
+
+def test_links_and_pictures_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert any(target.endswith(".png") for target in targets)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 @pytest.mark.checkpoint
