@@ -63,6 +63,7 @@ def test_a_second_push_changes_nothing(hub, staged):
     assert writes(hub) == []
 
 
+@pytest.mark.slow
 def test_the_same_folder_staged_again_changes_nothing(hub, session_folder, tmp_path):
     stage(session_folder, tmp_path / "staged")
     push(tmp_path / "staged", USER)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import uniaudio2
 from uniaudio2.cli import main
@@ -375,3 +375,13 @@ def test_an_earlier_staging_survives_a_fault(folder, tmp_path, capsys):
     (folder / "card.yaml").unlink()
     refused(folder, tmp_path / "staged", capsys=capsys)
     assert contents(tmp_path / "staged") == before
+
+
+def test_a_config_without_a_type_gets_that_of_the_weights(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    stage(folder, tmp_path / "staged")
+    assert json.loads((tmp_path / "staged" / "language-model" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -1,10 +1,11 @@
 """The cards: templates filled with facts, and the metadata that the Hub reads."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, SpaceCardData
+from huggingface_hub import CardData, ModelCardData, SpaceCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .facts import Facts, requirements
@@ -49,16 +50,16 @@ def language_model_card(facts: Facts, results: Sequence[Result], address: str, c
     about = facts.card["language_model"]
     # The tag decides which pipeline `pipeline(model=...)` makes.
     data = _metadata(facts, about, results, address, "text-to-audio", LANGUAGE_MODEL_TAGS)
-    return _card(data, "language_model.md.jinja", facts, about, results, address=address, codec=codec, space=space)
+    addresses = {"address": address, "codec": codec, "space": space}
+    return _card(data, "language_model.md.jinja", **_common(facts, about, results), **addresses)
 
 
 def codec_card(facts: Facts, results: Sequence[Result], address: str, language_model: str, space: str) -> str:
     """As [`language_model_card`], of the codec's repository."""
     about = facts.card["codec"]
     data = _metadata(facts, about, results, address, "feature-extraction", CODEC_TAGS)
-    return _card(
-        data, "codec.md.jinja", facts, about, results, address=address, language_model=language_model, space=space
-    )
+    addresses = {"address": address, "language_model": language_model, "space": space}
+    return _card(data, "codec.md.jinja", **_common(facts, about, results), **addresses)
 
 
 def space_card(facts: Facts, language_model: str, codec: str) -> str:
@@ -78,10 +79,8 @@ def space_card(facts: Facts, language_model: str, codec: str) -> str:
         short_description="Speak, listen, create and converse with UniAudio 2.0",
         tags=["audio", "text-to-speech", "automatic-speech-recognition", "music-generation"],
     )
-    text = TEMPLATES.get_template("space.md.jinja").render(
-        facts=facts, language_model=language_model, codec=codec, is_llama=_is_llama(facts)
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+    values = {"language_model": language_model, "codec": codec, "is_llama": _is_llama(facts)}
+    return _card(data, "space.md.jinja", facts=facts, **values)
 
 
 def app(facts: Facts, language_model: str) -> str:
@@ -118,20 +117,17 @@ def _metadata(
     return data
 
 
-def _card(
-    data: ModelCardData,
-    template: str,
-    facts: Facts,
-    about: Mapping[str, Any],
-    results: Sequence[Result],
-    **addresses: str,
-) -> str:
-    text = TEMPLATES.get_template(template).render(
-        facts=facts,
-        about=about,
-        results=[result.row() for result in results],
-        requirements=requirements(),
-        is_llama=about["license"] == LLAMA_LICENSE,
-        **addresses,
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+def _common(facts: Facts, about: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    return {
+        "facts": facts,
+        "about": about,
+        "results": [result.row() for result in results],
+        "requirements": requirements(),
+        "is_llama": about["license"] == LLAMA_LICENSE,
+    }
+
+
+def _card(data: CardData, template: str, **values: Any) -> str:
+    text = TEMPLATES.get_template(template).render(**values)
+    # Between parts that are there and parts that are not, templates leave more than one empty line.
+    return f"---\n{data.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", text)

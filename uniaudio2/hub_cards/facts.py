@@ -25,6 +25,7 @@ OPTIONAL_PART_ENTRIES = {"license_name": str, "license_link": str, "license_note
 REQUIRED = (
     "transformers",
     "torch",
+    "accelerate",
     "diffusers",
     "vector-quantize-pytorch",
     "einops",

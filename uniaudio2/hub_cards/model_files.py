@@ -1,5 +1,6 @@
 """The files of the two model repositories, as the classes write them that read them again."""
 
+import functools
 import json
 import os
 import shutil
@@ -127,7 +128,13 @@ def _without_values(path: Path, config_class: type, model_class: type) -> PreTra
             f"The weights in {path} are not those of its config: {', '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Save or convert the model again."
         )
-    return model.to(config.dtype)
+    return model.to(config.dtype or _widest(weights))
+
+
+def _widest(weights: SafetensorsFile) -> torch.dtype:
+    """The type of weights whose config does not say one."""
+    floating = [dtype for dtype in weights.dtypes.values() if dtype.is_floating_point]
+    return functools.reduce(torch.promote_types, floating)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ LEFT_OUT = ("conversion", "training", "evaluation", "hub_cards")
 NOT_COPIED = ("__pycache__", "*.pyi")
 DEMO = Path("hub_cards", "space")
 # The Space itself brings gradio, in the version that its card names.
-REQUIRED_BY_SPACE = (*REQUIRED, "huggingface_hub", "jinja2", "tqdm", "accelerate", "safetensors", "matplotlib")
+REQUIRED_BY_SPACE = (*REQUIRED, "huggingface_hub", "jinja2", "tqdm", "safetensors", "matplotlib")
 
 
 def write_space(facts: Facts, folder: Path, language_model: str, codec: str) -> None:
