@@ -61,7 +61,6 @@ def batch_suite(tmp_path):
     spoken = {"min_duration": 0.2, "max_duration": 0.6}
     tests = {
         "listening": {"task": "ASR", "generation": greedy},
-        "listening-at-random": {"task": "ASR", "generation": {"do_sample": True, "max_new_tokens": 7}},
         "speaking": {"task": "TTS", "generation": {"do_sample": False, **spoken}},
         "speaking-at-random": {"task": "TTS", "generation": {"do_sample": True, **spoken}},
         "round-trip": {"task": "reconstruction"},
@@ -77,7 +76,7 @@ def batch_suite(tmp_path):
 def test_a_batch_answers_as_its_items_alone(batch_suite, model_folder, recordings, tmp_path):
     for size in (1, 3):
         evaluate(batch_suite, model=str(model_folder), data=str(recordings), output=tmp_path / f"{size}",
-                 batch_size=size, limit=5, device="cpu")  # fmt: skip
+                 batch_size=size, limit=4, device="cpu")  # fmt: skip
     for test in load_suite(batch_suite):
         alone, together = (read_predictions(tmp_path / f"{size}" / "batches" / test.name) for size in (1, 3))
         for one, other in zip(alone, together, strict=True):
@@ -117,7 +116,7 @@ def test_examples_come_before_the_question(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = written(tmp_path, suite, test, generation={"do_sample": False, **length})
     (definition,) = load_suite(path)
-    options = {"model": str(model_folder), "data": str(recordings), "limit": 3, "device": "cpu"}
+    options = {"model": str(model_folder), "data": str(recordings), "limit": 2, "device": "cpu"}
     (summary,) = evaluate(path, output=tmp_path / "out", batch_size=2, **options)
     rows = read_predictions(tmp_path / "out" / suite / test)
 

@@ -237,7 +237,7 @@ def test_the_command_line(finished, model_folder, data_folder, tmp_path, capsys)
 @pytest.mark.checkpoint
 def test_the_tiny_suite_runs_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    summaries = evaluate("tiny", limit=3, output=tmp_path, tests=["listening", "speaking", "round-trip"], device="cpu")
+    summaries = evaluate("tiny", limit=2, output=tmp_path, tests=["listening", "speaking", "round-trip"], device="cpu")
     scores = {
         (summary["test"], entry["score"]): entry["value"] for summary in summaries for entry in summary["scores"]
     }

@@ -18,6 +18,8 @@ from .score import SCORES_FILE
 from .suite import HUB_TASKS, SuiteTest
 
 NUM_WORST = 5
+# The shortest picture of a recording: two windows.
+SPECTRUM_SAMPLES = 1024
 
 
 def write_report(tests: Sequence[SuiteTest], folders: Sequence[Path], output: Path) -> None:
@@ -186,9 +188,10 @@ def _spectrograms(path: Path, audio: dict[str, str]) -> None:
             # A failed item is among the worst: the page says what is wrong with it.
             axis.set_title(f"{name}: {str(error)[-40:]}", fontsize="small")
             continue
-        # One level below 16 bits keeps silence finite in decibels.
+        # One window at least; one level below 16 bits keeps silence finite in decibels.
+        samples = np.pad(samples, (0, max(0, SPECTRUM_SAMPLES - len(samples))))
         noise = 1e-6 * np.random.default_rng(0).standard_normal(len(samples))
-        axis.specgram(samples + noise, NFFT=min(512, len(samples)), noverlap=0, Fs=rate)
+        axis.specgram(samples + noise, NFFT=SPECTRUM_SAMPLES // 2, noverlap=0, Fs=rate)
         axis.set(title=name, xlabel="s", ylabel="Hz")
     figure.savefig(path, dpi=80)
 
