@@ -121,6 +121,15 @@ def test_every_number_has_its_source(released_cards):
     assert [metric["value"] for metric in recognised[0]["metrics"]] == [2.71]
 
 
+def test_the_numbers_are_those_of_the_last_epoch_in_its_size(release, model):
+    assert release.is_released
+    earlier = {**release.conversion, "files": {"llm_ep2.checkpoint": {"bytes": 1, "sha256": "0f" * 32}}}
+    assert not replace(release, conversion=earlier).is_released
+    assert not replace(release, conversion=None).is_released
+    small = SimpleNamespace(model=model, codec=release.folder.codec)
+    assert not replace(release, folder=small).is_released
+
+
 def test_numbers_of_other_systems_are_not_claimed(released_cards):
     values = [metric["value"] for card in released_cards[:2]
               for result in front(card)["model-index"][0]["results"] for metric in result["metrics"]]  # fmt: skip

@@ -17,6 +17,8 @@ from .checks import without_folders
 from .model_files import ModelFolder, read_json
 
 CARD_FILE, PROVENANCE_FILE = "card.yaml", "provenance.json"
+# The last epoch: earlier ones are released too, and are not what the paper's numbers are about.
+RELEASED_FILE = "llm_ep3.checkpoint"
 RELEASE_CARD = Path(__file__).parent / "release.yaml"
 CARD_ENTRIES = {"language": list, "example": str, "language_model": dict, "codec": dict}
 PART_ENTRIES = {"license": str, "summary": str, "data": list, "stages": list, "limits": list}
@@ -57,9 +59,11 @@ class Facts:
     @property
     def is_released(self) -> bool:
         """Whether these are the weights that the paper's numbers are about: the release, in the size of its 3B."""
+        if self.conversion is None or RELEASED_FILE not in self.conversion["files"]:
+            return False
         config = self.folder.model.config
         # Released code and paper: 3 + 28 + 2 layers of width 3072.
-        return self.conversion is not None and (config.num_hidden_layers, config.hidden_size) == (33, 3072)
+        return (config.num_hidden_layers, config.hidden_size) == (33, 3072)
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -120,10 +124,10 @@ class Facts:
 
     @property
     def versions(self) -> str:
-        """The versions of the packages that made the weights, as far as they are recorded."""
+        """The versions of the packages that made the weights; empty if nobody has recorded them."""
         if self.conversion is not None:
             return ", ".join(f"{name} {version}" for name, version in self.conversion["versions"].items())
-        return str((self.provenance or {}).get("made_with", "not recorded"))
+        return str((self.provenance or {}).get("made_with", ""))
 
 
 def gather_facts(folder: ModelFolder) -> Facts:
