@@ -88,6 +88,12 @@ def test_a_limit_takes_the_first_items_and_may_grow(finished, model_folder, data
     assert again["items"] == 1
 
 
+@pytest.mark.parametrize("option", ["limit", "batch_size"])
+def test_nothing_to_do_is_an_error(finished, model_folder, data_folder, tmp_path, option):
+    with pytest.raises(ValueError, match=f"`{option}` must be at least 1, but is 0"):
+        run(finished, tmp_path, model_folder, data_folder, **{option: 0})
+
+
 def test_another_run_in_the_same_folder_is_refused(finished, model_folder, data_folder):
     with pytest.raises(ValueError, match=r"another run.*seed was 0 and is 1"):
         run(finished, finished / "out", model_folder, data_folder, seed=1)
@@ -177,6 +183,25 @@ class TestReport:
         text = (finished / "out/report.md").read_text()
         assert "2.71 UniAudio 2.0 (as reported)" in text
         assert "scores by people, as reported" in text and "90.5" in text
+
+    def test_a_published_number_stands_beside_its_metric_alone(self, write_suite, tmp_path):
+        def change(tests):
+            listening = tests["listening"]
+            listening["metrics"] = [
+                {"metric": "word_error_rate", "label": label, "reference": "text", "options": {"normalizer": rules}}
+                for label, rules in (("as written", "none"), ("by rules", "basic"))
+            ]
+            listening["published"] = [
+                {"score": "wer", "metric": "by rules", "value": 2.5, "system": "A", "source": "somewhere"}
+            ]
+
+        (tmp_path / "run.json").write_text(json.dumps({"suite": "small", "test": "listening"}))
+        line = {"id": "0", "fields": {"text": "one two"}, "answer": "One, two."}
+        (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+        score_again(tmp_path, [write_suite(change)])
+        rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| wer")]
+        assert rows[0].startswith("| wer (as written) | 100.00%") and "2.5" not in rows[0]
+        assert rows[1].startswith("| wer (by rules) | 0.00%") and rows[1].endswith("| 2.5 A (somewhere) |")
 
     def test_what_the_page_refers_to_is_there(self, finished):
         import re

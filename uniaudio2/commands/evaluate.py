@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ..evaluation.run import BATCH_SIZE
+
 
 def add_parser(commands) -> None:
     evaluate = commands.add_parser("evaluate", help="measure a model on suites, score answers again, compare two runs")
@@ -13,7 +15,8 @@ def add_parser(commands) -> None:
     evaluate.add_argument("--limit", type=int, metavar="N", help="take only the first N items of every test")
     evaluate.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR", help="default: evaluation")
     evaluate.add_argument("--seed", type=int, default=0, help="of the answers and the bootstrap (default 0)")
-    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N", help="items answered together (default 8)")
+    batch_help = f"items answered together (default {BATCH_SIZE})"
+    evaluate.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=batch_help)
     evaluate.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
     evaluate.add_argument("--list", action="store_true", help="list the suites and their tests")
     evaluate.set_defaults(command=_evaluate)
