@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests are single-threaded inside and run side by side; more than four at once only fights for memory bandwidth.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-fast test-slow lint format conformance tiny benchmark clean
+.PHONY: demo test test-fast test-slow lint format conformance screenshots tiny benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --output demo
@@ -31,6 +31,10 @@ format: $(VENV)/.installed-test
 # transformers' own model tests, from the source distribution of the installed version.
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m tests.conformance.run
+
+# The demo on every tab, at a desk and on a phone, in build/screenshots. Needs an installed Chromium.
+screenshots: $(VENV)/.installed-test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hub_cards.browser.screenshots build/screenshots
 
 # Trains the shipped checkpoint from nothing, two steps at a time with a core each: about two and a half hours on two
 # cores, resumable. A machine with a GPU runs `python -m uniaudio2.training.tiny` instead, one step after the other.

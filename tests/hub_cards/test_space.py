@@ -255,6 +255,16 @@ def test_a_voice_needs_consent(model_folder):
         list(speak("one", "", str(RECORDINGS[0]), False, 0, 0.0, 1.0, 2.0))
 
 
+def test_the_examples_of_the_documentation_run(server):
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    said = {}
+    exec(compile(example.replace("http://127.0.0.1:7860", server.url), "docs/demo.md", "exec"), said)
+    assert said["text"] == "one two"
+    # Every endpoint is documented.
+    assert all(f"`{endpoint}`" in page for endpoint in ENDPOINTS)
+
+
 # Links
 
 

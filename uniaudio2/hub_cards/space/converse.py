@@ -57,7 +57,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
     missing = [kind.task for kind in KINDS.values() if kind.task is not None and not checkpoint.knows(kind.task)]
     heading("Converse", "Take turns in text and sound. What was said before is an example of what you want next.")
     conversation = gr.State([], time_to_live=3600)
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="chat-row"):
         with gr.Column(scale=5, min_width=320):
             kind = gr.Radio(
                 [(turn.label, name) for name, turn in known.items()],

@@ -57,7 +57,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 )
         with gr.Column(scale=6, min_width=320):
             live = live_player("listen-live")
-            text = gr.Textbox(label="What I hear", lines=6, interactive=False, buttons=["copy"], elem_id="listen-text")
+            text = gr.Textbox(label="What I hear", lines=6, interactive=False, elem_id="listen-text")
             facts = facts_line("listen-facts")
             reuse_button(TAB, facts, seed)
 

@@ -122,6 +122,7 @@ CSS = """
 .tab-heading h2 { font-size: 1.25rem; font-weight: 700; margin: 6px 0 2px; }
 .tab-heading .lead { color: var(--body-text-color-subdued); margin: 0 0 6px; max-width: 70ch; }
 button[role="tab"] { font-weight: 600; }
+.dark button[role="tab"][aria-selected="true"] { color: #5eead4; border-color: #5eead4; }
 
 .actions { gap: 10px; }
 .actions .stop { display: none; }
@@ -166,14 +167,17 @@ button[role="tab"] { font-weight: 600; }
 
 .controls button, .waveform-container + .timestamps time { color: var(--body-text-color-subdued); }
 /* A recording in the chat is one line, not a box. */
-#converse-chat .message-content .component-wrapper, #converse-chat [data-testid="bot"] .block { min-height: 0; }
+#converse-chat .message .component-wrapper, #converse-chat .message .block { min-height: 0; height: auto; }
 
 .page-foot { color: var(--body-text-color-subdued); font-size: 0.85rem; padding: 4px 2px; }
 *:focus-visible { outline: 2px solid #0f766e; outline-offset: 2px; }
 .dark *:focus-visible { outline-color: #5eead4; }
 @media (max-width: 640px) {
   .gradio-container > .main { padding: 12px 14px !important; }
-  button[role="tab"] { padding: 0 8px !important; }
+  button[role="tab"] { padding: 0 6px !important; font-size: 0.95rem; }
+  .page-head > div { flex: 1; }
+  /* The chat before what is sent to it. */
+  .chat-row { flex-direction: column-reverse; }
   .page-head { gap: 12px; }
   .page-head h1 { font-size: 1.35rem; }
   .page-head .model { margin-left: 0; text-align: left; }
