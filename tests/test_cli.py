@@ -128,7 +128,7 @@ def test_the_tasks_are_listed_with_what_they_need(capsys):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert status == 0 and list(lines) == list(TASKS)
     assert "--audio-prompt --caption --text" in lines["prompt_instruct_tts"]
-    assert "2 recordings" in lines["speech_ss"] and "training" in lines["audio_only"]
+    assert "2 recordings" in lines["speech_ss"] and "--" not in lines["audio_only"]
 
 
 def test_asking_for_what_the_checkpoint_does_not_know_warns(capsys, model_folder, tmp_path, caplog):
@@ -160,7 +160,8 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["run", "--task", "TTS", "--audio", "tone.wav", "--output", "out.wav"], "is what TTS answers"),
         (["run", "--task", "ASR", "--text", "seven"], "is what ASR answers"),
         (["run", "--task", "ASR", "--audio", "seven three nine"], "Texts go in `text`"),
-        (["run", "--task", "audio_only", "--audio", "tone.wav", "--output", "out.wav"], "for training only"),
+        (["run", "--task", "audio_only", "--audio", "tone.wav", "--output", "out.wav"], "takes nothing"),
+        (["run", "--task", "TTS", "--output", "out.wav"], "'text' is missing"),
         (["run", "--task", "TTS", "--text", "long", "--output", "out.wav"], "leaves no room"),
         (["run", "--audio", "http://127.0.0.1:9/in.wav"], "cannot be downloaded"),
         (["run", "--audio", "text.safetensors"], "cannot be read as codes"),

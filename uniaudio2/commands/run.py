@@ -130,7 +130,7 @@ def _inputs(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[Ta
             task=args.task,
         )
         return task, dict(inputs)
-    if not given:
+    if not given and args.task is None:
         raise ValueError(
             "there is nothing to process: pass --text, --audio or --conversation; `uniaudio2 tasks` lists what each "
             "task needs"

@@ -31,8 +31,6 @@ def option(field: str) -> str:
 
 def answer(task: TaskFormat) -> str:
     """What a task answers with, in a word or two."""
-    if not given_fields(task):
-        return "(training)"
     if task.output == "text":
         return "text"
     return {0: "codes", 1: "recording"}.get(task.num_recordings, f"{task.num_recordings} recordings")

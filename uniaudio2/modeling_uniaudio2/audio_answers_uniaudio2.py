@@ -40,6 +40,8 @@ class AudioAnswers:
         config ([`UniAudio2Config`]): The ids.
         parts (`torch.LongTensor` of shape `(num_items, num_parts)`):
             The parts every item has to write, 1 reasoning and 2 reconstruction, followed by 0 if they are fewer.
+        last_frames (`torch.LongTensor` of shape `(num_items, num_codebooks)`, *optional*):
+            The last rows of the prompts. One that is the bos frame of the first part has begun it.
         min_duration, max_duration (`float`, *optional*):
             Seconds of each recording. Before the minimum a reconstruction part cannot end; at the maximum it ends, and
             a reasoning part does where it describes as much.
@@ -49,6 +51,7 @@ class AudioAnswers:
         self,
         config: UniAudio2Config,
         parts: torch.LongTensor,
+        last_frames: torch.LongTensor | None = None,
         min_duration: float | None = None,
         max_duration: float | None = None,
     ):
@@ -74,6 +77,10 @@ class AudioAnswers:
             limits = {part: max_part_frames(max_duration, part) for part in ends}
         # Tables with one entry per part, finished items included (no frame is a code there).
         self.ends = torch.tensor([0, ends[REASONING], ends[RECONSTRUCTION]], device=device)
+        if last_frames is not None:
+            bos = [0, config.reasoning_bos_token_id, config.reconstruction_bos_token_id + offset]
+            bos = torch.tensor(bos, device=device)[self.current]
+            self.num_frames = torch.where((last_frames == bos[:, None]).all(dim=-1), 0, self.num_frames)
         self.first_codes = torch.tensor([0, codes[REASONING][0], codes[RECONSTRUCTION][0]], device=device)
         self.code_limits = torch.tensor([0, codes[REASONING][1], codes[RECONSTRUCTION][1]], device=device)
         self.frame_limits = torch.tensor([torch.inf, limits[REASONING], limits[RECONSTRUCTION]], device=device)

@@ -532,9 +532,11 @@ class UniAudio2GenerationMixin(GenerationMixin):
         prompt_length, device = input_ids.shape[1], input_ids.device
         padding_row = self._padding_row(device)
         num_answers = num_items // len(request.parts)
+        is_text = model_kwargs["mm_token_type_ids"][:num_items, -1:] == TEXT_ROW
         answers = AudioAnswers(
             self.config,
             request.parts.to(device).repeat_interleave(num_answers, dim=0),
+            input_ids[:num_items, -1, :-1].masked_fill(is_text, -1),
             getattr(generation_config, "min_duration", None),
             getattr(generation_config, "max_duration", None),
         )
@@ -750,6 +752,8 @@ class UniAudio2GenerationMixin(GenerationMixin):
             is_row = mask.bool()
             ids, kinds = ids[is_row], kinds[is_row]
             if codes is not None:
+                if kinds[-1] == AUDIO_ROW and (ids[-1, :-1] == self.config.reasoning_bos_token_id).all():
+                    ids, kinds = ids[:-1], kinds[:-1]  # the prompt had begun the part
                 frames = pad(codes.T, (0, 0, 1, 0), value=self.config.reasoning_bos_token_id)
                 frames = pad(frames, (0, 0, 0, 1), value=self.config.reasoning_eos_token_id)
                 ids = torch.cat([ids, pad(frames, (0, 1))])

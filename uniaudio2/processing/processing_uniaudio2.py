@@ -345,7 +345,7 @@ class UniAudio2Processor(ProcessorMixin):
         texts = {"text": text, "caption": caption, "lyric": lyric, "question": question}
         recordings = {"audio": audio, "audio_prompt": audio_prompt}
         given = {name: value for name, value in {**texts, **recordings}.items() if value is not None}
-        if not given:
+        if not given and task is None:
             raise ValueError("There is nothing to process: pass `text`, `audio` or both.")
         has_text, has_audio = any(name in texts for name in given), any(name in recordings for name in given)
         items = _items({**given, "task": task, "prompt": prompt})

@@ -131,7 +131,8 @@ class RowFormat:
         drop_condition: bool = False,
     ) -> Rows:
         """
-        What generation starts from: task prompt and conditions. The model itself writes the first row of the answer.
+        What generation starts from: task prompt and conditions. The model itself writes the first row of the answer,
+        unless there is nothing before it: then that row, the bos row of a recording, is what generation starts from.
 
         Args:
             answer_ids (`Sequence[int]`, *optional*): The beginning of a text answer, which the model then continues.
@@ -142,6 +143,9 @@ class RowFormat:
         if answer_ids is not None:
             opening, _ = self._wrapper(task.targets[0])
             parts.append(self._text_rows([*opening, self.text_bos_token_id, *answer_ids], target=False))
+        if not task.conditions and task.output == "audio":
+            bos = torch.full((1, self.num_codebooks), self.reasoning_bos_token_id)
+            parts.append(self._audio_rows(bos, target=False))
         return Rows.join(parts)
 
     def padding_rows(self, length: int) -> Rows:

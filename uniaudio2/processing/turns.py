@@ -151,7 +151,6 @@ def conversation_turns(
             else:
                 name = message.get("task") or task or default_task_of(bool(texts), bool(recordings), default_task)
                 format_ = get_task(name)
-                _check_has_start(format_)
                 given = _assigned(format_, format_.condition_fields, texts, recordings)
                 turns.append(question(format_, given, prompt))
             waiting = True
@@ -190,15 +189,13 @@ def default_task_of(has_text: bool, has_audio: bool, default_task: str) -> str:
 
 
 def _continuation(task: TaskFormat, given: Mapping[str, Any], prompt: str | None) -> Turn:
-    """A task without conditions goes on from what is given."""
-    _check_has_start(task)
+    """A task without conditions goes on from a text that is given, or makes audio from nothing."""
+    if task.output == "audio":
+        if given:
+            raise ValueError(f"{task.name} ({task.description}) takes nothing, but got {_listed(given)}.")
+        return Turn(task, _checked_prompt(task, prompt))
     (start,) = _values(task, _unaliased(task, given, task.fields), task.fields).values()
     return Turn(task, _checked_prompt(task, prompt), answer_start=start)
-
-
-def _check_has_start(task: TaskFormat) -> None:
-    if not task.conditions and task.output != "text":
-        raise ValueError(f"{task.name} ({task.description}) is for training only: it has nothing to start from.")
 
 
 def _unaliased(task: TaskFormat, given: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
