@@ -59,12 +59,16 @@ def command(model_folder, codes_file, tmp_path):
 
 @pytest.fixture
 def zero3(tmp_path):
-    """The shipped file, but with every parameter spread out, however small: else these models would stay whole."""
-    config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    config["zero_optimization"]["overlap_comm"] = False
-    (tmp_path / "zero3.json").write_text(json.dumps(config))
-    return str(tmp_path / "zero3.json")
+    """A shipped file, but with every parameter spread out, however small: else these models would stay whole."""
+
+    def make(name: str = "zero3") -> str:
+        config = json.loads((RECIPES.parent / "deepspeed" / f"{name}.json").read_text())
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        config["zero_optimization"]["overlap_comm"] = False
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+        return str(tmp_path / f"{name}.json")
+
+    return make
 
 
 def launch(arguments: list[str]) -> subprocess.Popen:
@@ -108,23 +112,24 @@ def assert_near(folder: Path, reference: Path, names=("loss", "text_loss", "audi
 def test_two_processes_with_zero3_are_one_process(command, zero3, tmp_path):
     """Losses of 20 steps and the weights after them; stopped after 10 it goes on alike."""
     run(command("one", batch_size=2))
-    run(command("zero3", deepspeed=zero3), processes=2)
+    run(command("zero3", deepspeed=zero3()), processes=2)
     assert_near(tmp_path / "zero3", tmp_path / "one")
 
     before, shards = logged(tmp_path / "zero3"), tmp_path / "zero3" / "checkpoint-10" / "global_step10"
     assert len(list(shards.glob("*optim_states.pt"))) == 2
     shutil.rmtree(tmp_path / "zero3" / f"checkpoint-{STEPS}")
     shutil.rmtree(tmp_path / "zero3" / "model")
-    run(command("zero3", deepspeed=zero3), processes=2)
+    run(command("zero3", deepspeed=zero3()), processes=2)
     assert [row["loss"] for row in logged(tmp_path / "zero3")] == [row["loss"] for row in before]
     assert_near(tmp_path / "zero3", tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_adapters_with_zero3(command, zero3, tmp_path):
+def test_adapters_with_zero3_in_the_memory_of_the_machine(command, zero3, tmp_path):
+    """Weights and optimiser offloaded. On a CPU they are there anyway: that it works, not that it saves anything."""
     lora = ("lora", "lora.rank=4", "lora.alpha=8", "lora.dropout=0.0")
     run(command("one", *lora, batch_size=2))
-    run(command("zero3", *lora, deepspeed=zero3), processes=2)
+    run(command("zero3", *lora, deepspeed=zero3("zero3_offload")), processes=2)
     assert_near(tmp_path / "zero3", tmp_path / "one")
 
 
@@ -191,3 +196,12 @@ def test_two_processes_share_the_recordings(model_folder, tmp_path):
     for name in names:
         one, two = (datasets.Dataset.from_parquet(str(tmp_path / folder / name)) for folder in ("one", "two"))
         assert one.features == two.features and one[:] == two[:]
+
+
+@pytest.mark.slow
+def test_a_step_under_fsdp2_is_a_step(model_folder):
+    """Loss and gradients of two processes that share the layers are those of two that each have all of them."""
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29_600 + os.getpid() % 1000)]
+    process = launch([*launcher, str(Path(__file__).parent / "fsdp2_step.py"), str(model_folder)])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]

@@ -1,6 +1,7 @@
 """The four stages of the language model: what learns, what is minimised, and where it starts."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -179,6 +180,21 @@ def test_accumulated_batches_are_one_batch(make_trainer, stage):
             assert accumulated[name] == pytest.approx(at_once[name], rel=1e-5)
     for at_once, accumulated in zip(*weights, strict=True):
         torch.testing.assert_close(accumulated, at_once, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same(make_trainer):
+    """By inductor, which needs a C++ compiler."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler")
+    logs = []
+    for arguments in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        trainer = make_trainer(AudioTextPretrainingTrainer, max_steps=2, per_device_train_batch_size=8, **arguments)
+        trainer.train()
+        logs.append([row for row in trainer.state.log_history if "loss" in row])
+    for eager, compiled in zip(*logs, strict=True):
+        for name in ("loss", "text_loss", "audio_loss", "grad_norm"):
+            assert compiled[name] == pytest.approx(eager[name], rel=1e-4)
 
 
 def test_operations_of_a_step(make_trainer, batches):

@@ -246,12 +246,15 @@ def test_what_a_killed_process_left_is_ignored(make_trainer, tmp_path):
     assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists() and not half.exists()
 
 
-def test_mistakes_are_named(make_trainer, examples, tmp_path):
+def test_mistakes_are_named(make_trainer, examples, tmp_path, monkeypatch):
     args = StageTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
     with pytest.raises(ValueError, match=r"Unknown losses \['middle_loss'\]"):
         ToyTrainer(Toy(), args, loss_weights={"middle_loss": 1.0})
     with pytest.raises(ValueError, match="not the best one"):
         StageTrainingArguments(str(tmp_path), load_best_model_at_end=True, eval_strategy="steps", report_to=[])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="no FSDP on a CPU"):
+        StageTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
 
 
 def test_the_trainers_of_all_stages_are_exported_and_loaded_when_asked_for():

@@ -240,6 +240,8 @@ def test_recipes_are_found_or_listed(tmp_path):
     assert load_recipe([str(tmp_path / "mine.yaml")], ["data.packed=false"]) == {
         "data": {"context": 3, "packed": False}
     }
+    numbers = load_recipe([], ["arguments.a=2e-4", "arguments.b=-1E5", "arguments.c=1.5e+3", "arguments.d=e3"])
+    assert numbers == {"arguments": {"a": 2e-4, "b": -1e5, "c": 1500.0, "d": "e3"}}
     with pytest.raises(ValueError, match="not of the form"):
         load_recipe([], ["data.context"])
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}

@@ -1,5 +1,6 @@
 """Recipes: what a stage of training needs to know, as YAML files that are laid over each other."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,15 @@ from typing import Any
 import yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, in which 2e-4 is a number, as everybody expects: YAML 1.1 wants 2.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def load_recipe(configs: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,7 +36,7 @@ def load_recipe(configs: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
         if not path.is_file():
             shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
             raise ValueError(f"There is no recipe {config}. Pass a file, or one of those that are shipped: {shipped}.")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if not isinstance(content, Mapping):
             raise ValueError(f"{path} is no recipe: it must hold sections of keys and values.")
         recipe = merge(recipe, content)
@@ -34,7 +44,7 @@ def load_recipe(configs: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
         key, found, value = override.partition("=")
         if not found:
             raise ValueError(f"{override!r} is not of the form section.key=value.")
-        nested: Any = yaml.safe_load(value)
+        nested: Any = yaml.load(value, _Loader)
         for name in reversed(key.split(".")):
             nested = {name: nested}
         recipe = merge(recipe, nested)

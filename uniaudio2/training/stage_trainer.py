@@ -1,5 +1,6 @@
 """What all training stages share: a `Trainer` that knows its losses by name, and never leaves half a checkpoint."""
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,11 @@ class StageTrainingArguments(TrainingArguments):
         self.logging_nan_inf_filter = False
         if self.deepspeed is not None and self.use_cpu:
             start_deepspeed_on_cpu()
+        if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise ValueError(
+                "accelerate has no FSDP on a CPU, and would copy the whole model to every process instead: take "
+                "arguments.deepspeed=zero3, or launch without the FSDP configuration."
+            )
         super().__post_init__()
         if self.metric_for_best_model is not None or self.load_best_model_at_end:
             raise ValueError(
