@@ -153,6 +153,8 @@ def test_recordings_longer_than_the_context(model, processor, tone, monkeypatch)
     assert 110 - 7 < max(prompts) <= 110
     with pytest.raises(ValueError, match=r"longer than the overlap \(4.0 s\) and at most .* got 2 s"):
         transcribe_long(model, processor, tone(seconds=6.0), RATE, chunk_seconds=2.0, max_new_tokens=10)
+    with pytest.raises(ValueError, match="`search_seconds` must not be negative, got -1"):
+        transcribe_long(model, processor, tone(), RATE, search_seconds=-1)
     with pytest.raises(ValueError, match="120 rows holds beside 100"):
         transcribe_long(model, processor, tone(), RATE, max_new_tokens=100)
 

@@ -80,8 +80,11 @@ def transcribe_long(
         generate_options: Options of [`~UniAudio2GenerationMixin.generate`]. `max_new_tokens` is per chunk.
 
     Raises:
-        ValueError: If a chunk is not longer than the overlap, or longer than the context.
+        ValueError: If a chunk is not longer than the overlap, or longer than the context, or `search_seconds` is
+            negative.
     """
+    if search_seconds < 0:
+        raise ValueError(f"`search_seconds` must not be negative, got {search_seconds}.")
     if generate_options.get("max_new_tokens") is None:
         generate_options["max_new_tokens"] = model.generation_config.max_new_tokens or DEFAULT_ANSWER_ROWS
     most = _units_in_context(model, processor, task, generate_options["max_new_tokens"])
