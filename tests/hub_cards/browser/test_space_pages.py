@@ -188,7 +188,7 @@ def test_listen_to_the_microphone(visit):
     recorder.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(3000)
     recorder.locator("button.stop-button").click()
-    recorder.get_by_label("Play").wait_for()
+    recorder.get_by_label("Play", exact=True).wait_for()
     page.get_by_role("button", name="Listen", exact=True).click()
     wait_for(page, "listen", "done")
     assert set(page.locator("#listen-text textarea").input_value().split()) & {"one", "zero", "four"}

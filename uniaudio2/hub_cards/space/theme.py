@@ -166,15 +166,19 @@ button[role="tab"] { font-weight: 600; }
   color: var(--body-text-color-subdued); }
 
 .controls button, .waveform-container + .timestamps time { color: var(--body-text-color-subdued); }
-/* A recording in the chat is one line, not a box. */
-#converse-chat .message .component-wrapper, #converse-chat .message .block { min-height: 0; height: auto; }
+/* A recording in the chat is one line, not a box; a place for files is no larger than it needs. */
+#converse-chat .minimal-audio-player { max-height: 60px; }
+#converse-chat .message.component { height: auto; }
+.tabitem .upload-container { min-height: 150px !important; max-height: 150px; }
 
 .page-foot { color: var(--body-text-color-subdued); font-size: 0.85rem; padding: 4px 2px; }
 *:focus-visible { outline: 2px solid #0f766e; outline-offset: 2px; }
 .dark *:focus-visible { outline-color: #5eead4; }
 @media (max-width: 640px) {
   .gradio-container > .main { padding: 12px 14px !important; }
-  button[role="tab"] { padding: 0 6px !important; font-size: 0.95rem; }
+  /* All five in one row. */
+  .tab-container { gap: 0 !important; }
+  button[role="tab"] { padding: 0 6px !important; font-size: 0.85rem !important; }
   .page-head > div { flex: 1; }
   /* The chat before what is sent to it. */
   .chat-row { flex-direction: column-reverse; }
