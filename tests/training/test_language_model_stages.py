@@ -1,7 +1,6 @@
 """The four stages of the language model: what learns, what is minimised, and where it starts."""
 
 import copy
-import shutil
 
 import pytest
 import torch
@@ -184,12 +183,10 @@ def test_accumulated_batches_are_one_batch(make_trainer, stage):
 
 @pytest.mark.slow
 def test_compiled_it_is_the_same(make_trainer):
-    """By inductor, which needs a C++ compiler."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("no C++ compiler")
+    """Forward and backward as torch traces them; what inductor makes of the graphs is not our business."""
     logs = []
     for arguments in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
-        trainer = make_trainer(AudioTextPretrainingTrainer, max_steps=2, per_device_train_batch_size=8, **arguments)
+        trainer = make_trainer(AudioTextPretrainingTrainer, max_steps=1, per_device_train_batch_size=8, **arguments)
         trainer.train()
         logs.append([row for row in trainer.state.log_history if "loss" in row])
     for eager, compiled in zip(*logs, strict=True):
