@@ -166,11 +166,12 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
         def work() -> Iterator[Any]:
             so_far = [*shown, *_shown(KINDS[kind], text, audio)]
-            messages = taken(history, kind, text, audio, *settings)
-            # With the first message the turn has been found right.
-            yield next(messages)
-            yield Outputs((so_far, gr.skip(), gr.skip()), are_last=False)
-            for message in messages:
+            is_shown = False
+            for message in taken(history, kind, text, audio, *settings):
+                if not is_shown:
+                    # Now that the turn has been found right.
+                    is_shown = True
+                    yield Outputs((so_far, gr.skip(), gr.skip()), are_last=False)
                 if isinstance(message, Outputs):
                     answer, sound, told_facts, remembered = message.values
                     reply = {"role": "assistant", "content": answer if sound is None else {"path": sound}}
