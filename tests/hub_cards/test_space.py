@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from safetensors import safe_open
@@ -25,8 +26,8 @@ from uniaudio2.hub_cards.space.app import LAUNCH_OPTIONS, TABS, build_demo
 from uniaudio2.hub_cards.space.background import in_background
 from uniaudio2.hub_cards.space.checkpoint import MODEL_VARIABLE, Checkpoint
 from uniaudio2.hub_cards.space.examples import RECORDINGS
-from uniaudio2.hub_cards.space.limits import MAX_CHARACTERS, MAX_RECORDING_SECONDS
-from uniaudio2.processing import read_provenance
+from uniaudio2.hub_cards.space.limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, MAX_RECORDING_SECONDS
+from uniaudio2.processing import AudioCodes, read_provenance
 from uniaudio2.processing.tasks import TASKS
 
 pytestmark = pytest.mark.checkpoint
@@ -64,6 +65,25 @@ def client(server, tmp_path_factory):
     return Client(server.url, download_files=str(tmp_path_factory.mktemp("downloads")), verbose=False)
 
 
+@pytest.fixture(scope="module")
+def unlisted(model_folder):
+    """A demo of a checkpoint that does not say what it was trained on, and so is asked for everything."""
+    return build_demo(str(model_folder))
+
+
+@pytest.fixture
+def asked(unlisted, monkeypatch):
+    """What its model is asked for; to all of it it says "calm"."""
+    requests = []
+
+    def answer(request):
+        requests.append(request)
+        yield inference.Answer(text="calm", samples=np.ones(RATE), codes=AudioCodes(*torch.zeros(2, 8, 3).long()))
+
+    monkeypatch.setattr(unlisted.engine, "answer", answer)
+    return requests
+
+
 @pytest.fixture
 def speech():
     return handle_file(str(RECORDINGS[0]))
@@ -98,14 +118,14 @@ def test_the_environment_names_the_model(monkeypatch, model_folder):
     assert Checkpoint.read(TINY).name == "tiny"
 
 
-def test_what_the_card_does_not_list_is_off_and_says_why(model_folder):
+def test_what_the_card_does_not_list_is_off_and_says_why(unlisted):
     def texts(demo):
         return " ".join(str(block.value) for block in demo.blocks.values() if isinstance(block, gr.Markdown))
 
     def button(demo, name):
         return next(block for block in demo.blocks.values() if block.elem_id == f"{name}-go")
 
-    tiny, unlisted = build_demo(TINY), build_demo(str(model_folder))
+    tiny = build_demo(TINY)
     for task in ("InstructTTS", "prompt_instruct_tts", "audio_caption", "audio_understanding", "TTA", "LTS"):
         assert f"`{task}`" in texts(tiny)
     assert [button(tiny, name).interactive for name in TABS] == [True, True, False, True, True]
@@ -131,6 +151,16 @@ def test_the_command_names_the_extra_that_it_needs(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert "pip install 'uniaudio2[demo]'" in capsys.readouterr().err
+
+
+def test_the_command_serves_what_it_is_told_to(monkeypatch):
+    launched = {}
+    monkeypatch.setattr(inference.Engine, "load", lambda engine: launched.update(model=engine.checkpoint.model_id))
+    monkeypatch.setattr(gr.Blocks, "launch", lambda demo, **options: launched.update(options))
+    assert main(["demo", "--model", TINY, "--host", "0.0.0.0", "--port", "7999"]) == 0
+    assert launched["model"] == TINY and not launched["share"]
+    assert (launched["server_name"], launched["server_port"]) == ("0.0.0.0", 7999)
+    assert launched["max_file_size"] == "50mb"
 
 
 # The endpoints
@@ -200,21 +230,17 @@ def test_create_is_off_with_the_shipped_checkpoint(client):
     assert "switched off" in message and "`TTM`" in message
 
 
-def test_the_model_gets_the_turns_it_was_asked_for(model_folder):
+def function(demo, name):
+    """What is behind an endpoint."""
+    return next(fn.fn for fn in demo.fns.values() if fn.api_name == name)
+
+
+def test_the_model_gets_the_turns_it_was_asked_for(unlisted, asked):
     """A checkpoint that follows examples is given all turns, in the order of the conversation."""
-    demo = build_demo(str(model_folder))
-    asked = []
-
-    def answer(request):
-        asked.append(request)
-        yield inference.Answer(text="calm")
-
-    demo.engine.answer = answer
-    functions = {fn.api_name: fn.fn for fn in demo.fns.values()}
     path = str(RECORDINGS[0])
     turn = ("ask", "Which mood?", path)
-    shown, history = functions["add_example_on_page"]([], [], *turn, "sad", None)
-    *_, last = functions["converse_on_page"](shown, history, *turn, 0, 0.0, 1.0, 5.0)
+    shown, history = function(unlisted, "add_example_on_page")([], [], *turn, "sad", None)
+    *_, last = function(unlisted, "converse_on_page")(shown, history, *turn, 0, 0.0, 1.0, 5.0)
     (request,) = asked
     assert [message["role"] for message in request.messages] == ["user", "assistant", "user"]
     assert request.messages[0]["task"] == "audio_understanding"
@@ -226,27 +252,26 @@ def test_the_model_gets_the_turns_it_was_asked_for(model_folder):
 @pytest.mark.parametrize(
     ("style", "voice", "task"), [("", False, "TTS"), ("calm", False, "InstructTTS"), ("", True, "prompt_instruct_tts")]
 )
-def test_style_and_voice_choose_the_task(model_folder, style, voice, task):
-    demo = build_demo(str(model_folder))
-    asked = []
-
-    def answer(request):
-        asked.append(request)
-        yield from ()
-
-    demo.engine.answer = answer
-    speak = next(fn.fn for fn in demo.fns.values() if fn.api_name == "speak")
-    list(speak("one", style, str(RECORDINGS[0]) if voice else None, True, 0, 0.0, 1.0, 2.0))
+def test_style_and_voice_choose_the_task(unlisted, asked, style, voice, task):
+    voice = str(RECORDINGS[0]) if voice else None
+    list(function(unlisted, "speak")("one", style, voice, True, 0, 0.0, 1.0, 2.0))
     (message,) = asked[0].messages
     assert message["task"] == task
     assert {part["field"] for part in message["content"]} == set(TASKS[task].condition_fields)
 
 
-def test_a_voice_needs_consent(model_folder):
-    demo = build_demo(str(model_folder))
-    speak = next(fn.fn for fn in demo.fns.values() if fn.api_name == "speak")
+def test_a_voice_needs_consent(unlisted, asked):
     with pytest.raises(gr.Error, match="has agreed"):
-        list(speak("one", "", str(RECORDINGS[0]), False, 0, 0.0, 1.0, 2.0))
+        list(function(unlisted, "speak")("one", "", str(RECORDINGS[0]), False, 0, 0.0, 1.0, 2.0))
+    assert asked == []
+
+
+@pytest.mark.parametrize("kind", ["sound", "music", "song"])
+def test_what_is_to_be_made_chooses_the_task(unlisted, asked, kind):
+    list(function(unlisted, "create")(kind, "rain", 0, 0.0, 2.0, 99.0))
+    assert asked[0].messages[0]["task"] == {"sound": "TTA", "music": "TTM", "song": "LTS"}[kind]
+    # No answer is longer than the demo allows, whatever a client asks for.
+    assert asked[0].max_seconds == MAX_ANSWER_SECONDS
 
 
 def test_the_examples_of_the_documentation_run(server):
