@@ -194,6 +194,23 @@ def test_compiled_it_is_the_same(make_trainer):
             assert compiled[name] == pytest.approx(eager[name], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bf16": True}, {"bf16": True, "optim": "adamw_torch_fused"}, {"activation_checkpointing": True}],
+    ids=["bfloat16", "fused", "checkpointing"],
+)
+def test_the_loss_falls_in_other_ways_of_computing(make_trainer, arguments):
+    """The first loss is that of float32 within bfloat16's three digits, and learning goes on from there."""
+    first = make_trainer(AudioTextPretrainingTrainer, max_steps=1)
+    trainer = make_trainer(AudioTextPretrainingTrainer, **arguments)
+    for each in (first, trainer):
+        each.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[0] == pytest.approx(first.state.log_history[0]["loss"], rel=1e-2)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
 def test_operations_of_a_step(make_trainer, batches):
     """Six per weight and row where everything learns; without gradients at the bottom, fewer."""
     batch = stack([{k: v for k, v in row.items() if not k.startswith("semantic")} for row in batches[:1]])

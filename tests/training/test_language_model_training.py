@@ -7,8 +7,9 @@ from uniaudio2.modeling_uniaudio2.modeling_reasoning_codec import ReasoningCodec
 from uniaudio2.modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGeneration
 from uniaudio2.processing.data_collator import UniAudio2DataCollator
 from uniaudio2.processing.processing_uniaudio2 import UniAudio2Processor
+from uniaudio2.training.audio_ids import audio_ids
 from uniaudio2.training.language_model import LanguageModelTrainer, TaskExamples, encode_corpus
-from uniaudio2.training.tiny import TinyRecipe, audio_ids, train
+from uniaudio2.training.tiny import TinyRecipe, train
 from uniaudio2.training.tokenizer import train_tokenizer
 
 

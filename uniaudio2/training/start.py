@@ -11,7 +11,7 @@ from .. import ReasoningCodecModel, UniAudio2Config, UniAudio2FeatureExtractor, 
 from ..conversion.text_tokenizer import PAD_SLOT, load_text_tokenizer
 from ..processing.processing_uniaudio2 import UniAudio2Processor
 from ..processing.special_tokens import BOS_TOKEN
-from .tiny import audio_ids
+from .audio_ids import audio_ids
 
 
 def start_from_text_model(

@@ -30,6 +30,7 @@ from ..modeling_uniaudio2.modeling_uniaudio2 import UniAudio2ForConditionalGener
 from ..processing.data_collator import UniAudio2DataCollator
 from ..processing.processing_uniaudio2 import UniAudio2Processor
 from ..processing.tasks import TASKS
+from .audio_ids import audio_ids
 from .codec import CodecTrainer, FeatureBatches, FlowForTraining, ReasoningBranchForTraining, only_item
 from .front_ends import FrontEndsForTraining, FrontEndTrainer, LabelledWaveforms, LetterLabels
 from .language_model import LanguageModelTrainer, TaskExamples, encode_corpus
@@ -64,31 +65,6 @@ def train(
     trainer = trainer_class(model, args=training_arguments, train_dataset=dataset, data_collator=collator)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     model.to("cpu").eval()
-
-
-def audio_ids(config: ReasoningCodecConfig) -> dict[str, int]:
-    """The ids of the audio streams, laid out as in the release: codes, then bos, eos, one unused, pad.
-
-    The ids around an audio prompt are ids of the joint table. In the release they coincide with codes; here they
-    follow the specials of the reconstruction stream.
-    """
-    reasoning, reconstruction = config.reasoning_codebook_size, config.reconstruction_codebook_size
-    offset = reasoning + 4
-    return {
-        "num_codebooks": config.num_codebooks,
-        "reasoning_vocab_size": reasoning + 4,
-        "reconstruction_vocab_size": reconstruction + 8,
-        "reasoning_codebook_size": reasoning,
-        "reconstruction_codebook_size": reconstruction,
-        "reasoning_bos_token_id": reasoning,
-        "reasoning_eos_token_id": reasoning + 1,
-        "reasoning_pad_token_id": reasoning + 3,
-        "reconstruction_bos_token_id": reconstruction,
-        "reconstruction_eos_token_id": reconstruction + 1,
-        "reconstruction_pad_token_id": reconstruction + 3,
-        "audio_prompt_bos_token_id": offset + reconstruction + 4,
-        "audio_prompt_eos_token_id": offset + reconstruction + 5,
-    }
 
 
 def average_weights(model: nn.Module, shares: dict[Path, float]) -> None:
