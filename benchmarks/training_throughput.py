@@ -68,7 +68,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         arguments = StageTrainingArguments(
             folder, max_steps=steps + WARM_UP, per_device_train_batch_size=BATCH_SIZE, save_strategy="no",
-            report_to="none", disable_tqdm=True, gradient_checkpointing=checkpointing, logging_steps=WARM_UP,
+            report_to="none", disable_tqdm=True, activation_checkpointing=checkpointing, logging_steps=WARM_UP,
         )  # fmt: skip
         trainer = AudioTextPretrainingTrainer(language_model, arguments, train_dataset=mixture)
         ends = []

@@ -64,7 +64,7 @@ def make_values(stage: str, folder, **model) -> dict:
     if stage == "scalar-codec":
         values["loss"] = {"discriminators": {"window_sizes": [256], "periods": [2], "channels": 4}}
     if stage == "reasoning-grpo":
-        small = {"num_generations": 2, "max_completion_length": 3, "gradient_checkpointing": False}
+        small = {"num_generations": 2, "max_completion_length": 3, "activation_checkpointing": True}
         values["arguments"] |= small | {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 2}
         values["rewards"] = {"functions": ["caption", "format"], "weights": [1.0, 0.2]}
     return values

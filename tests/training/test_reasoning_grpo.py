@@ -54,7 +54,7 @@ def make_trainer(processor, rows, guessing, tmp_path):
             "max_completion_length": 5,
             "learning_rate": 3e-3,
             "lr_scheduler_type": "constant",
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "logging_steps": 1,
         }
         return ReasoningGRPOTrainer(

@@ -149,7 +149,7 @@ class CodecRun:
         judge beside it."""
         arguments, names = self.recipe["arguments"], self.recipe["model"]
         batch = arguments.get("per_device_train_batch_size", 8)
-        checkpointing = arguments.get("gradient_checkpointing", False)
+        checkpointing = arguments.get("activation_checkpointing", False)
         if self.stage == "scalar-codec":
             config = self.codec_config()
             with torch.device("meta"):

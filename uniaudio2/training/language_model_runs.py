@@ -231,7 +231,7 @@ def _memory_line(model: nn.Module, config: UniAudio2Config, recipe: Mapping[str,
     """With the text scores, twice in 4 bytes."""
     arguments = recipe["arguments"]
     rows = recipe["data"]["context"] * arguments.get("per_device_train_batch_size", 8)
-    checkpointing = arguments.get("gradient_checkpointing", False)
+    checkpointing = arguments.get("activation_checkpointing", False)
     activations = transformer_bytes(rows, config.hidden_size, config.num_hidden_layers, checkpointing)
     devices = recipe.get("hardware", {}).get("num_devices", 1)
     note = ", with checkpointing" if checkpointing else ""
