@@ -145,12 +145,13 @@ def starts(
         scroll_to_output=True,
         **MODEL_QUEUE,
     )
-    stop.click(
+    # Said when it is true: while the page still cancels, it takes no new request.
+    stop.click(None, cancels=[event], api_visibility="private").then(
         None,
         js=f"() => ({{...{AT_REST_JS}, run: 'stopped', state: '{STOPPED}', text: 'Stopped'}})",
         outputs=live,
-        cancels=[event],
         api_visibility="private",
+        queue=False,
     )
     return event
 
