@@ -187,8 +187,11 @@ def test_listen_to_the_microphone(visit):
     recorder.get_by_label("Record audio").click()
     recorder.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(3000)
-    recorder.locator("button.stop-button").click()
+    # It can be played here before the server has it.
+    with page.expect_response(lambda response: "/upload" in response.url):
+        recorder.locator("button.stop-button").click()
     recorder.get_by_label("Play", exact=True).wait_for()
+    page.wait_for_timeout(1000)
     page.get_by_role("button", name="Listen", exact=True).click()
     wait_for(page, "listen", "done")
     assert set(page.locator("#listen-text textarea").input_value().split()) & {"one", "zero", "four"}
