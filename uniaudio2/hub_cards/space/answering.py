@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from .inference import Answer, Engine, Progress, Request, Sound, Words
-from .live import AT_REST, STOPPED, WAITING, Run, facts
+from .live import AT_REST, STOPPED, STOPPING, WAITING, Run, facts
 
 # What a wrong request raises; the message is for the user. Everything else is a fault of ours, and logged.
 REFUSALS = (ValueError, TypeError, OSError)
@@ -128,7 +128,7 @@ def starts(
     gr.on(
         triggers,
         None,
-        js=f"() => ({{...{AT_REST_JS}, state: '{WAITING}', text: 'Waiting for the model'}})",
+        js=f"() => ({{...{AT_REST_JS}, {_says(WAITING, 'Waiting for the model')}}})",
         outputs=live,
         api_visibility="private",
         queue=False,
@@ -145,15 +145,33 @@ def starts(
         scroll_to_output=True,
         **MODEL_QUEUE,
     )
-    # Said when it is true: while the page still cancels, it takes no new request.
-    stop.click(None, cancels=[event], api_visibility="private").then(
+    # The page takes a new request when the run and its cancelling are both over, in whatever order. Said earlier,
+    # "Stopped" would be overwritten by what is still on its way, and the next request be dropped.
+    stop.click(
         None,
-        js=f"() => ({{...{AT_REST_JS}, run: 'stopped', state: '{STOPPED}', text: 'Stopped'}})",
+        js=f"(live) => {{ (window.stopping ??= {{}}).{name} ||= 2; "
+        f"return {{...live, {_says(STOPPING, 'Stopping')}}}; }}",
+        inputs=live,
         outputs=live,
+        cancels=[event],
         api_visibility="private",
         queue=False,
     )
+    for over in (event.success, event.failure):
+        over(
+            None,
+            js=f"() => window.stopping?.{name} && --window.stopping.{name} === 0 "
+            f"? {{...{AT_REST_JS}, run: 'stopped', {_says(STOPPED, 'Stopped')}}} : undefined",
+            outputs=live,
+            api_visibility="private",
+            queue=False,
+        )
     return event
+
+
+def _says(state: str, text: str) -> str:
+    """What the live player says, as a part of an object of a script."""
+    return f"state: '{state}', text: '{text}'"
 
 
 def offers(

@@ -13,7 +13,7 @@ from .inference import Answer, Engine, Heard, Request, codes_part
 from .layout import audio_settings, buttons, heading, note, recording, reuse_button
 from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
 from .links import link_to
-from .live import facts, facts_line, live_player
+from .live import DONE, facts, facts_line, live_player
 
 TAB = "converse"
 
@@ -117,7 +117,15 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         """Messages of a turn; its outputs are the answer in text, the answer in sound, the facts, the history."""
         turn, used = KINDS[kind], chosen_seed(seed)
         asked = _question(engine, history, turn, text, audio)
-        link = link_to(TAB, kind=kind, text=text.strip(), seed=used, temperature=temperature)
+        link = link_to(
+            TAB,
+            kind=kind,
+            text=text.strip(),
+            seed=used,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
+            max_seconds=max_seconds,
+        )
         request = Request(
             [*(history if engine.checkpoint.follows_turns else []), asked],
             turn.answer == "audio",
@@ -213,7 +221,25 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
     inputs = [conversation, kind, text, audio, *settings.inputs]
     outputs = [chat, conversation, result_facts]
     event = starts([go.click, text.submit], stop, live, converse_on_page, [chat, *inputs], outputs, TAB)
-    event.success(None, js="() => ['', null]", outputs=[text, audio], api_visibility="private", queue=False)
+    # What was sent goes out of the form; what was stopped or went wrong stays there, and goes out of the chat.
+    event.success(
+        None,
+        js=f"(live) => live.state === '{DONE}' ? ['', null] : undefined",
+        inputs=live,
+        outputs=[text, audio],
+        api_visibility="private",
+        queue=False,
+    )
+    for over in (event.success, event.failure):
+        over(
+            None,
+            js=f"(live, shown) => live.state === '{DONE}' ? undefined "
+            ": [shown.slice(0, 1 + shown.findLastIndex((message) => message.role === 'assistant'))]",
+            inputs=[live, chat],
+            outputs=chat,
+            api_visibility="private",
+            queue=False,
+        )
     answers = [
         gr.Textbox(label="answer", visible=False),
         gr.Audio(label="sound", type="filepath", interactive=False, visible=False),
@@ -251,7 +277,14 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         queue=False,
     )
     gr.Button(visible=False).click(new_conversation, None, conversation, api_name="new_conversation")
-    return {"kind": kind, "text": text, "seed": settings.seed, "temperature": settings.temperature}
+    return {
+        "kind": kind,
+        "text": text,
+        "seed": settings.seed,
+        "temperature": settings.temperature,
+        "guidance_scale": settings.guidance_scale,
+        "max_seconds": settings.max_seconds,
+    }
 
 
 def _question(

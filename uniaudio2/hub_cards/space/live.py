@@ -12,7 +12,8 @@ import numpy as np
 from .inference import Progress
 
 # The states of a run. The style sheet shows the stop button while one is going on.
-IDLE, WAITING, WORKING, DONE, STOPPED, FAILED = "idle", "waiting", "working", "done", "stopped", "failed"
+IDLE, WAITING, WORKING, DONE, FAILED = "idle", "waiting", "working", "done", "failed"
+STOPPING, STOPPED = "stopping", "stopped"
 AT_REST = {"run": "", "state": IDLE, "text": "What comes out appears here.", "fraction": 0, "chunks": []}
 
 _TEMPLATE = """
@@ -25,7 +26,7 @@ _TEMPLATE = """
 # Chunks are 16-bit samples. They are put one behind the other on the clock of the audio context. The list of chunks
 # only grows during a run, so none is lost where the page draws several updates at once.
 _SCRIPT = """
-const player = {run: '', played: 0, context: null, until: 0};
+const player = {run: '', stopped: null, played: 0, context: null, until: 0};
 const silence = () => {
   if (player.context) { player.context.close(); player.context = null; }
 };
@@ -52,7 +53,9 @@ watch('value', () => {
     player.played = 0;
     element.dataset.heard = 0;
   }
-  if (value.state === 'stopped' || value.state === 'failed') { silence(); return; }
+  // What is still on its way when a run is stopped is not played.
+  if (value.state === 'stopping') { player.stopped = value.run || null; }
+  if (['stopping', 'stopped', 'failed'].includes(value.state) || value.run === player.stopped) { silence(); return; }
   for (const chunk of value.chunks.slice(player.played)) { play(chunk, value.rate); }
   player.played = value.chunks.length;
 });

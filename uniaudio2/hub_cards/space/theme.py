@@ -129,6 +129,9 @@ button[role="tab"] { font-weight: 600; }
 /* Shown while the live player of the same tab says that something is going on. */
 .tabitem:has([data-state="waiting"]) .actions .stop,
 .tabitem:has([data-state="working"]) .actions .stop { display: inline-flex; }
+/* A request can be cancelled once the server has it. */
+.tabitem:has([data-state="waiting"]) .actions .stop { animation: comes 0s 0.6s backwards; }
+@keyframes comes { from { visibility: hidden; } }
 .follow-ups, .follow-up { display: none !important; }
 .tabitem:has(.facts span) .follow-ups, .tabitem:has(.facts span) .follow-up { display: flex !important; }
 .follow-ups button, .follow-up { flex: 0 1 auto !important; width: auto; align-self: flex-start; }
