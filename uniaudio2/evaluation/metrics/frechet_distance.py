@@ -54,11 +54,16 @@ def gaussian_distance(
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance of two Gaussians."""
     covariance_1, covariance_2 = np.atleast_2d(covariance_1), np.atleast_2d(covariance_2)
-    # tr((S1 S2)^1/2) is the sum of the square roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric: no
-    # complex rounding errors, as with the root of S1 S2 itself.
-    values, vectors = np.linalg.eigh(covariance_1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_2 @ root).clip(min=0)).sum()
+    # tr((S1 S2)^1/2) is the sum of the singular values of S1^1/2 S2^1/2. No root is taken of their product, whose
+    # rounding errors it would magnify: those of the zeros of a singular covariance from 1e-16 to 1e-8.
+    cross = np.linalg.svd(_root(covariance_1) @ _root(covariance_2), compute_uv=False).sum()
     difference = mean_1 - mean_2
     distance = difference @ difference + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross
     return max(float(distance), 0.0)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric square root. Eigenvalues that are zero but for rounding count as zero."""
+    values, vectors = np.linalg.eigh(covariance)
+    rounding = len(values) * np.finfo(values.dtype).eps * values.max(initial=0.0)
+    return (vectors * np.sqrt(np.where(values > rounding, values, 0.0))) @ vectors.T
