@@ -63,7 +63,9 @@ def forward_stages(fixture: NumericFixture) -> dict[str, torch.Tensor]:
 
 @over_recorded("codec_flow", "call.", without=("call.in.",), holding=("call.in.hidden", "call.in.timestep", "w."))
 def test_each_stage_of_a_forward_pass(fixture: NumericFixture, key: str):
-    assert_close(forward_stages(fixture)[key], fixture.tensors()[key])
+    # Processors differ in the last bit of `exp`, here of a frequency up to 1, which is multiplied by 1000 t < 1024.
+    tolerance = 2**-14 if key == "call.timestep_sinusoid" else 2e-5
+    assert_close(forward_stages(fixture)[key], fixture.tensors()[key], tolerance)
 
 
 @over_fixtures("codec_flow", "pos_embed.pe[:, :40]")
