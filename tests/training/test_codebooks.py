@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from text_head_toy import make_codec
 from vector_quantize_pytorch import ResidualVQ
 
 from uniaudio2.training.codebooks import synchronize_codebooks
@@ -74,3 +75,14 @@ def test_a_process_alone_is_left_as_it_is():
     untouched(make_batch())
     for name, value in untouched.state_dict().items():
         assert torch.equal(quantizer.state_dict()[name], value)
+
+
+def test_codebooks_stay_in_single_precision():
+    """As DeepSpeed casts a model: its codebooks keep their values, and small steps of the averages are not lost."""
+    codec = make_codec()
+    before = {name: value.clone() for name, value in codec.state_dict().items() if "_codebook." in name}
+    codec.bfloat16()
+    after = codec.state_dict()
+    assert len(before) > 0 and after["reasoning_branch.quantizer.project_in.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(value, after[name]) and value.dtype == after[name].dtype for name, value in before.items())
+    assert codec.to("meta").reasoning_branch.quantizer.layers[0]._codebook.embed.is_meta

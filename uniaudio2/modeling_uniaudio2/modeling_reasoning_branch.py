@@ -12,13 +12,16 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
 from vector_quantize_pytorch import ResidualVQ
 
 from .configuration_reasoning_codec import ReasoningCodecConfig
 
 
+# A `ModelOutput` for DeepSpeed's sake: ZeRO-3 gathers the parameters of a module again for the backward pass where it
+# finds tensors in its output, and it does not look into classes that are no dictionaries.
 @dataclass
-class ReasoningBranchOutput:
+class ReasoningBranchOutput(ModelOutput):
     """
     Args:
         quantized (`torch.FloatTensor` of shape `(batch_size, reasoning_frames, hidden_size)`):
@@ -29,9 +32,9 @@ class ReasoningBranchOutput:
             Distance between the residuals and their codes; zero in evaluation.
     """
 
-    quantized: torch.FloatTensor
-    codes: torch.LongTensor
-    commitment_loss: torch.FloatTensor
+    quantized: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
 
 
 class WeightNormLinear(nn.Module):
@@ -151,6 +154,26 @@ class ReasoningBlock(GradientCheckpointingLayer):
         return hidden_states + self.feed_forward_scale * self.feed_forward(hidden_states)
 
 
+class Codebooks(nn.ModuleList):
+    """The layers of a residual quantizer. They move with their model but never change their dtype: distances between
+    nearby codes do not survive half precision, nor do moving averages of small steps, whether `model.bfloat16()` is
+    called by hand or by DeepSpeed."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Codebooks":
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def residual_quantizer(**kwargs) -> ResidualVQ:
+    """[`~vector_quantize_pytorch.ResidualVQ`] whose codebooks stay in single precision."""
+    quantizer = ResidualVQ(**kwargs)
+    quantizer.layers = Codebooks(quantizer.layers)
+    return quantizer
+
+
 def dequantize(quantizer: ResidualVQ, codes: torch.LongTensor, dtype: torch.dtype) -> torch.Tensor:
     """`(batch_size, frames, num_quantizers)` codes to vectors of the width the quantizer reads.
 
@@ -178,7 +201,7 @@ class ReasoningBranch(nn.Module):
         self.merge_proj = nn.Linear(sum(widths[name] for name in self.front_ends), config.hidden_size)
         self.query_token = nn.Parameter(torch.empty(1, config.hidden_size))
         self.layers = nn.ModuleList(ReasoningBlock(config) for _ in range(config.reasoning_num_layers))
-        self.quantizer = ResidualVQ(
+        self.quantizer = residual_quantizer(
             dim=config.hidden_size,
             codebook_dim=config.reasoning_codebook_dim,
             codebook_size=config.reasoning_codebook_size,

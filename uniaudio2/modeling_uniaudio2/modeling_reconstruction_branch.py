@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 from vector_quantize_pytorch import ResidualVQ
 
 from .configuration_reasoning_codec import ReasoningCodecConfig
-from .modeling_reasoning_branch import dequantize
+from .modeling_reasoning_branch import dequantize, residual_quantizer
 
 
 @dataclass
-class ReconstructionBranchOutput:
+class ReconstructionBranchOutput(ModelOutput):
     """
     Args:
         codes (`torch.LongTensor` of shape `(batch_size, reconstruction_frames, num_codebooks)`):
@@ -26,11 +27,11 @@ class ReconstructionBranchOutput:
         evaluation.
     """
 
-    codes: torch.LongTensor
-    phone: torch.FloatTensor
-    structure: torch.FloatTensor
-    acoustic: torch.FloatTensor
-    commitment_loss: torch.FloatTensor
+    codes: torch.LongTensor | None = None
+    phone: torch.FloatTensor | None = None
+    structure: torch.FloatTensor | None = None
+    acoustic: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
 
     @property
     def quantized(self) -> torch.FloatTensor:
@@ -89,7 +90,7 @@ class ReconstructionBranch(nn.Module):
 
     @staticmethod
     def _quantizer(config: ReasoningCodecConfig, num_quantizers: int) -> ResidualVQ:
-        return ResidualVQ(
+        return residual_quantizer(
             dim=config.hidden_size,
             codebook_dim=config.reconstruction_codebook_dim,
             codebook_size=config.reconstruction_codebook_size,
