@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from uniaudio2 import UniAudio2Config, UniAudio2ForConditionalGeneration
 from uniaudio2.cli import main
 from uniaudio2.evaluation import evaluate
+from uniaudio2.evaluation.compare import compare
 from uniaudio2.evaluation.harness import evaluate_text
 
 QUESTIONS = [(a, b) for a in ("one", "two", "three", "six") for b in ("four", "five", "nine")]
@@ -184,6 +185,34 @@ def test_the_mmlu_suite_has_the_numbers_of_the_harness(llama_folder, mmlu_folder
         assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 * error)
     assert len({entry["value"] for entry in scores}) > 1
     assert "mmlu_anatomy acc (lm-eval)" in (tmp_path / "out/report.md").read_text()
+    # Every question is kept, with what was asked and answered; a run differs from itself by nothing.
+    lines = (tmp_path / "out/mmlu/mmlu/questions.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines if "mmlu_anatomy/" in line]
+    assert np.mean([row["scores"]["acc"] for row in kept]) == pytest.approx(ours["mmlu_anatomy acc"]["value"])
+    assert all(len(row["prompts"]) == len(row["replies"]) == 4 for row in kept) and "Answer:" in kept[0]["prompts"][0]
+    (entry,) = compare(tmp_path / "out", tmp_path / "out")
+    assert entry["items"] == 27 and entry["difference"] == 0 and entry["p"] == 1
+    assert entry["first"] == pytest.approx(np.mean([ours[f"{name} acc"]["value"] for name in names]))
+
+
+def test_perplexity_is_reported(llama_folder, processor, tokenizer, tmp_path):
+    """A suite of one's own with a task of the harness that has no accuracy."""
+    perplexity = benchmarks(tmp_path)[1]
+    suite = {
+        "task": "text_benchmark",
+        "data": {"hub": "none"},
+        "harness": {"tasks": [perplexity], "num_fewshot": None},
+    }
+    (tmp_path / "texts.yaml").write_text(yaml.safe_dump({"tests": {"own": suite}}))
+    save_wrapped(llama_folder, processor, tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "output": tmp_path / "out", "device": "cpu", "batch_size": 1}
+    (summary,) = evaluate(str(tmp_path / "texts.yaml"), **options)
+    wrapped = UniAudio2ForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    expected = evaluate_text(wrapped, tokenizer, [perplexity], num_fewshot=None)["perplexity"]
+    scores = {entry["score"]: entry for entry in summary["scores"]}
+    for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        assert scores[f"perplexity {name}"]["value"] == pytest.approx(expected[f"{name},none"])
+        assert scores[f"perplexity {name}"]["better"] == "lower"
 
 
 def test_mmlu_without_its_data_is_left_out_with_the_reason(llama_folder, processor, tmp_path, monkeypatch):
@@ -194,5 +223,8 @@ def test_mmlu_without_its_data_is_left_out_with_the_reason(llama_folder, process
     save_wrapped(llama_folder, processor, tmp_path / "model")
     (summary,) = evaluate("mmlu", model=str(tmp_path / "model"), output=tmp_path / "out", device="cpu")
     assert summary["scores"] == []
-    assert summary["left_out"] == [{"metric": "mmlu", "reason": "Couldn't reach 'cais/mmlu' on the Hub"}]
+    (absent,) = summary["left_out"]
+    assert absent["metric"] == "mmlu" and absent["reason"].startswith(
+        "Couldn't reach 'cais/mmlu' on the Hub: fetch its data"
+    )
     assert "Left out: mmlu: Couldn't reach" in (tmp_path / "out/report.md").read_text()

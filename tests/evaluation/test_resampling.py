@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from uniaudio2.evaluation.metrics import load_metric
 from uniaudio2.evaluation.resampling import confidence_intervals, paired_difference
 
 
@@ -34,6 +35,23 @@ def test_the_permutation_test_agrees_with_scipy():
     assert result["difference"] == pytest.approx((b - a).mean())
     assert result["p"] == pytest.approx(expected.pvalue, abs=0.03)
     assert result["low"] < result["difference"] < result["high"]
+
+
+def test_the_interval_of_a_distance_of_sets_is_about_its_value():
+    """A draw holds fewer different items, so that its Frechet distance is larger: the plain interval lies above it."""
+    metric = load_metric("frechet_distance")
+    generator = np.random.default_rng(0)
+    draw = lambda: np.concatenate([generator.standard_normal((60, 8)), 1.2 * generator.standard_normal((60, 8))], 1)  # noqa: E731
+    expected = np.mean([metric.aggregate(draw())["frechet_distance"] for _ in range(200)])
+    covered = []
+    for _ in range(20):
+        rows = draw()
+        low, high = confidence_intervals(rows, metric.aggregate, 50, has_set_bias=True)["frechet_distance"]
+        assert low < metric.aggregate(rows)["frechet_distance"] < high
+        covered.append(low < expected < high)
+    assert sum(covered) >= 18
+    plain = confidence_intervals(rows, metric.aggregate, 50)["frechet_distance"]
+    assert plain[1] - plain[0] == pytest.approx(high - low) and plain[0] > low
 
 
 def test_pairs_need_one_shape():

@@ -1,7 +1,9 @@
 """From a suite to a report: predictions once, metrics from the manifest alone, the same numbers after a kill."""
 
 import json
+import re
 import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -133,6 +135,27 @@ def test_hostile_recordings_are_answered_or_counted(finished, model_folder, data
         assert f"<b>{row}</b>" in page
 
 
+def test_a_test_without_data_is_left_out_and_listed(
+    finished, model_folder, data_folder, write_suite, tmp_path, capsys
+):
+    """One test has its data; the other's are not here: the first is run, and the second is not passed over."""
+
+    def change(tests):
+        tests["listening"]["data"] = {"folder": str(data_folder), "split": "test"}
+
+    suite, out = write_suite(change), tmp_path / "out"
+    listening, round_trip = evaluate(suite, model=str(model_folder), output=out, limit=1, batch_size=1)
+    assert listening["items"] == 1 and round_trip["items"] == 0 and round_trip["scores"] == []
+    (absent,) = round_trip["left_out"]
+    assert absent["metric"] == "mel_distance" and "pass its folder as `--data`" in absent["reason"]
+    assert "left out: small/round-trip reads 'elsewhere'" in capsys.readouterr().err
+    for name in ("report.md", "report.html"):
+        page = (out / name).read_text()
+        assert "small/round-trip" in page and "mel_distance: small/round-trip reads" in page
+    with pytest.raises(ValueError, match="pass its folder as `--data`"):
+        evaluate(suite, model=str(model_folder), output=out, tests=["round-trip"])
+
+
 class TestScoringAlone:
     def test_from_the_manifest_the_numbers_are_the_same(self, finished, tmp_path):
         copy = tmp_path / "copy"
@@ -155,9 +178,56 @@ class TestScoringAlone:
         # It did not say how long it took: that is left out, with the reason.
         assert [item["metric"] for item in summary["left_out"]] == ["speed"]
 
+    def test_another_systems_recordings(self, write_suite, data_folder, tmp_path):
+        """Ids may be numbers or hold slashes, names any character; what has no recording is a failure."""
+        folder = tmp_path / "other system"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"suite": "small", "test": "round-trip", "model": "other"}))
+        for index in range(2):
+            shutil.copy(data_folder / f"{index}.wav", folder / f"#{index} 50%.wav")
+        lines = [
+            {
+                "id": f"a/{index}" if index else 0,
+                "fields": {"audio": {"audio": str(data_folder / f"{index}.wav")}},
+                "answer": {"audio": f"#{index} 50%.wav"},
+            }
+            for index in range(3)
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (summary,) = score_again(folder, [write_suite()])
+        assert list(summary["scores"][0]["per_item"].items()) == [("0", 0.0), ("a/1", 0.0)]
+        assert list(summary["failed"]) == list(summary["scores"][0]["failures"]) == ["a/2"]
+        links = re.findall(r'src="([^"]+)"', (folder / "report.html").read_text())
+        assert len(links) == 6 and all((folder / unquote(link)).is_file() for link in links)
+
+    @pytest.mark.parametrize(
+        ("test", "line", "message"),
+        [
+            ("round-trip", {"answer": "0.wav"}, r"answer of small/round-trip is audio, written as .*, but is '0.wav'"),
+            (
+                "round-trip",
+                {"answer": None, "fields": {"audio": "0.wav"}},
+                "field 'audio' of small/round-trip is audio",
+            ),
+            ("listening", {"answer": 7}, "answer of small/listening is text"),
+        ],
+    )
+    def test_answers_of_another_kind_are_an_error(self, write_suite, tmp_path, test, line, message):
+        """Not heard as silence, and not scored as if nothing had been said."""
+        (tmp_path / "run.json").write_text(json.dumps({"suite": "small", "test": test}))
+        (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "0", "fields": {"text": "one"}, **line}))
+        with pytest.raises(ValueError, match=message):
+            score_again(tmp_path, [write_suite()])
+
     @pytest.mark.parametrize(
         ("header", "lines", "message"),
         [
+            (
+                {"suite": "small", "test": "listening"},
+                [{"id": 1, "fields": {}, "answer": ""}] * 2,
+                "two items of the id",
+            ),
+            ({"suite": "small", "test": "listening"}, ["seven"], "line 1: an item has"),
             ({"suite": "big", "test": "listening"}, [], "predictions of big/listening"),
             ({"suite": "small", "test": "singing"}, [], "predictions of small/singing"),
             ({"suite": "small", "test": "listening"}, [], "empty"),
@@ -204,8 +274,6 @@ class TestReport:
         assert rows[1].startswith("| wer (by rules) | 0.00%") and rows[1].endswith("| 2.5 A (somewhere) |")
 
     def test_what_the_page_refers_to_is_there(self, finished):
-        import re
-
         page = (finished / "out/report.html").read_text()
         links = re.findall(r'src="([^"]+)"', page)
         assert sum(link.endswith(".png") for link in links) >= 8 and "<audio" in page

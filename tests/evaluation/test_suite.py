@@ -2,7 +2,7 @@
 
 import pytest
 
-from uniaudio2.evaluation.data import load_items
+from uniaudio2.evaluation.data import DataUnavailableError, load_items
 from uniaudio2.evaluation.suite import load_suite, suite_names
 
 
@@ -124,23 +124,48 @@ class TestFewShot:
             items.shots(0, seed=0)
 
 
-def test_recordings_inside_a_data_set_become_files(write_suite, data_folder, tmp_path, monkeypatch):
-    """As the Hub has them: bytes in a table. The manifest names a file with those bytes."""
+@pytest.fixture
+def hub_folder(data_folder, tmp_path):
+    """A data set laid out as on the Hub: a table with bytes of recordings, and a split that nobody should read."""
     import datasets
 
+    folder = tmp_path / "set"
+    (folder / "clean").mkdir(parents=True)
+    recordings = {"bytes": (data_folder / "0.wav").read_bytes(), "path": None}
+    table = datasets.Dataset.from_dict({"file": [recordings], "text": ["one"]})
+    table.cast_column("file", datasets.Audio(decode=False)).to_parquet(folder / "clean/test-0.parquet")
+    (folder / "clean/train-0.parquet").write_text("this is no table")
+    splits = "".join(f"\n  - split: {name}\n    path: clean/{name}-*" for name in ("train", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: clean\n  data_files:{splits}\n---\n")
+    return folder
+
+
+def test_recordings_inside_a_data_set_become_files(write_suite, hub_folder, data_folder, tmp_path, monkeypatch):
+    """The manifest names a file with the bytes of the table. Other splits are left where they are."""
     from uniaudio2.evaluation.predict import _kept
 
-    def change(tests):
-        tests["listening"]["data"] = {"hub": "somebody/something", "split": "test"}
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
-    recording = (data_folder / "0.wav").read_bytes()
-    table = datasets.Dataset.from_dict({"file": [{"bytes": recording, "path": None}], "text": ["one"]})
-    table = table.cast_column("file", datasets.Audio(decode=False))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    def change(tests):
+        tests["listening"]["data"] = {"hub": str(hub_folder), "config": "clean", "split": "test"}
+
     test = load_suite(write_suite(change))[0]
     (item,) = load_items(test)
+    recording = (data_folder / "0.wav").read_bytes()
     assert item["fields"] == {"audio": recording, "text": "one"}
     (tmp_path / "audio").mkdir()
     written, readable = _kept(test, item, tmp_path)
     assert written["audio"] == {"audio": "audio/000000-audio.wav"}
     assert (tmp_path / "audio/000000-audio.wav").read_bytes() == recording and readable["audio"].endswith(".wav")
+
+
+def test_data_that_cannot_be_fetched_say_how(write_suite, monkeypatch):
+    def change(tests):
+        tests["listening"]["data"] = {"hub": "nobody/nothing", "split": "test"}
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", unreachable)
+    with pytest.raises(DataUnavailableError, match="hf download --repo-type dataset nobody/nothing"):
+        load_items(load_suite(write_suite(change))[0])

@@ -1,11 +1,12 @@
 """Two runs of the same tests, item by item: is the difference more than luck?"""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .manifest import read_json
+from .manifest import QUESTIONS_FILE, read_json
 from .metrics import load_metric
 from .resampling import paired_difference
 from .score import ROWS_FILE, SCORES_FILE
@@ -59,10 +60,9 @@ def _scored(folder: Path) -> dict[str, Path]:
 
 
 def _compared(name: str, first: Path, second: Path, seed: int) -> list[dict[str, Any]]:
+    if (first / QUESTIONS_FILE).is_file() and (second / QUESTIONS_FILE).is_file():
+        return _compared_benchmarks(name, first, second, seed)
     summaries = [read_json(folder / SCORES_FILE) for folder in (first, second)]
-    if not summaries[0]["metrics"]:
-        # A text benchmark: the harness keeps its items to itself.
-        return []
     rows = [np.load(folder / ROWS_FILE) for folder in (first, second)]
     positions = [{item: position for position, item in enumerate(run["ids"].tolist())} for run in rows]
     shared_ids = [item for item in positions[0] if item in positions[1]]
@@ -83,7 +83,8 @@ def _compared(name: str, first: Path, second: Path, seed: int) -> list[dict[str,
         if len(a) == 0:
             continue
         before, after = metric.aggregate(a), metric.aggregate(b)
-        for score, difference in paired_difference(a, b, metric.aggregate, metric.resamples, seed).items():
+        differences = paired_difference(a, b, metric.aggregate, metric.resamples, seed, metric.has_set_bias)
+        for score, difference in differences.items():
             entries.append(
                 {
                     "test": name,
@@ -95,4 +96,29 @@ def _compared(name: str, first: Path, second: Path, seed: int) -> list[dict[str,
                     "items": len(a),
                 }
             )
+    return entries
+
+
+def _compared_benchmarks(name: str, first: Path, second: Path, seed: int) -> list[dict[str, Any]]:
+    """All questions of a text benchmark that both were asked, each counting once."""
+    entries = []
+    runs = [
+        {
+            row["id"]: row["scores"]
+            for row in map(json.loads, (folder / QUESTIONS_FILE).read_text("utf-8").splitlines())
+        }
+        for folder in (first, second)
+    ]
+    for score in dict.fromkeys(score for scores in runs[0].values() for score in scores):
+        shared = [item for item, scores in runs[0].items() if score in scores and score in runs[1].get(item, ())]
+        if not shared:
+            continue
+        a, b = (np.array([[run[item][score]] for item in shared], dtype=np.float64) for run in runs)
+        difference = paired_difference(a, b, lambda rows, score=score: {score: float(rows.mean())}, seed=seed)[score]
+        entries.append(
+            {
+                "test": name, "metric": "lm-eval", "score": score, "first": float(a.mean()), "second": float(b.mean()),
+                **difference, "items": len(shared),
+            }
+        )  # fmt: skip
     return entries

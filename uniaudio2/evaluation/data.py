@@ -13,6 +13,10 @@ REPOSITORY = Path(__file__).parents[2]
 LISTS = ("manifest.jsonl", "metadata.jsonl")
 
 
+class DataUnavailableError(ValueError):
+    """The data that a suite names are not on this machine and cannot be had. The message says how to get them."""
+
+
 def load_items(test: SuiteTest, data: str | None = None) -> "Items":
     """
     The items of a test.
@@ -22,14 +26,15 @@ def load_items(test: SuiteTest, data: str | None = None) -> "Items":
         data (`str`, *optional*): A folder or a Hub id to take in place of that.
 
     Raises:
-        ValueError: if there is no such folder, no item of the split, or a column is missing.
+        DataUnavailableError: if what the suite names is not here, or cannot be fetched.
+        ValueError: if there is no such folder as `data`, no item of the split, or a column is missing.
     """
     source = test.data
     folder = Path(data) if data is not None and Path(data).is_dir() else None
     if folder is None and data is None and source.folder is not None:
         folder = REPOSITORY / source.folder
         if not folder.is_dir():
-            raise ValueError(
+            raise DataUnavailableError(
                 f"{test.full_name} reads {source.folder!r} of the repository, which is not beside this installation "
                 f"({folder}): pass its folder as `--data`.{f' It is {source.how}.' if source.how else ''}"
             )
@@ -69,11 +74,23 @@ def _folder_rows(test: SuiteTest, folder: Path) -> list[dict[str, Any]]:
 
 def _hub_rows(test: SuiteTest, hub: str):
     try:
-        from datasets import Audio, load_dataset
+        from datasets import Audio, load_dataset, load_dataset_builder
     except ImportError as error:
         raise ImportError("Data sets of the Hub need datasets: pip install 'uniaudio2[evaluate]'") from error
 
-    rows = load_dataset(hub, test.data.config, split=test.data.split)
+    split = test.data.split
+    try:
+        # Of all splits only this one is fetched; `load_dataset` alone would fetch and prepare the others too.
+        files = load_dataset_builder(hub, test.data.config).config.data_files
+        if files is None or split not in files:
+            rows = load_dataset(hub, test.data.config, split=split)
+        else:
+            rows = load_dataset(hub, data_files={split: list(files[split])}, split=split)
+    except OSError as error:
+        raise DataUnavailableError(
+            f"{test.full_name} reads {hub} of the Hub, which cannot be had ({' '.join(str(error).split())}): fetch it "
+            f"with `hf download --repo-type dataset {hub}` where there is a network, or pass a folder as `--data`."
+        ) from error
     # Read by soundfile here, so that no decoder of datasets is needed.
     for name, feature in rows.features.items():
         if isinstance(feature, Audio):

@@ -1,5 +1,6 @@
 """Text benchmarks by lm-evaluation-harness (MMLU, perplexity): text rows alone, as a Llama would answer."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,14 +9,21 @@ from typing import Any
 import torch
 import yaml
 
-from .manifest import write_json
-from .predict import Predictor
-from .score import SCORES_FILE
+from .manifest import QUESTIONS_FILE, RUN_FILE, write_atomically, write_json
+from .metric import Score
+from .predict import Predictor, run_description
+from .score import SCORES_FILE, empty_summary
 from .suite import SuiteTest
 
 # Five examples before the question, the number the harness's own leaderboard task has.
 MMLU_EXAMPLES = 5
 LOCAL_GROUP = "uniaudio2_local"
+
+# The numbers of the harness that a report shows: shares, then what a text costs.
+SCORES = {
+    **dict.fromkeys(("acc", "acc_norm", "exact_match"), Score("higher", percent=True)),
+    **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), Score("lower")),
+}
 
 
 def language_model(model, tokenizer, batch_size: int = 1, max_length: int | None = None):
@@ -53,6 +61,7 @@ def evaluate_text(
     batch_size: int = 1,
     seed: int = 0,
     data: str | None = None,
+    questions: list[dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     Numbers of the harness, with its own standard errors.
@@ -66,6 +75,9 @@ def evaluate_text(
         seed (`int`, *optional*, defaults to 0): Of the choice of examples and the bootstrap.
         data (`str`, *optional*):
             A folder or a Hub id in place of the data that the named tasks download, laid out as that is.
+        questions (`list[dict]`, *optional*):
+            Takes, for every question, its `id`, the `prompts`, the `target`, the `replies` as the harness has them
+            (log probabilities, or texts), and its `scores`.
 
     Returns:
         `dict`: By task its numbers, as `{"acc,none": 0.44, "acc_stderr,none": 0.004}`.
@@ -88,11 +100,23 @@ def evaluate_text(
             numpy_random_seed=seed,
             torch_random_seed=seed,
             fewshot_random_seed=seed,
-            log_samples=False,
+            log_samples=questions is not None,
             task_manager=TaskManager(
                 include_path=folder, include_defaults=any(isinstance(task, str) for task in tasks)
             ),
         )
+    if questions is not None:
+        questions += [
+            {
+                "id": f"{task}/{item['doc_id']}",
+                "prompts": [prompt for prompt, *_ in item["arguments"]],
+                "target": item["target"],
+                "replies": item["filtered_resps"],
+                "scores": {name: item[name] for name in ("acc", "acc_norm", "exact_match") if name in item},
+            }
+            for task, items in results["samples"].items()
+            for item in items
+        ]
     return {
         task: {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         for task, entry in results["results"].items()
@@ -112,12 +136,12 @@ def run_benchmark(
     """
     The benchmarks of a test, as `scores.json` of the other tests: errors of the harness make the 95% intervals.
 
-    A benchmark that cannot get its data is left out, with the reason.
+    What was asked and answered goes into `questions.jsonl`. A benchmark that cannot get its data is left out, with the
+    reason.
     """
-    summary: dict[str, Any] = {
-        "suite": test.suite, "test": test.name, "model": predictor.name, "revision": predictor.revision, "seed": seed,
-        "batch_size": batch_size, "items": 0, "failed": {}, "left_out": [], "metrics": {}, "scores": [],
-    }  # fmt: skip
+    run = {**run_description(test, predictor, seed, batch_size), "harness": dict(test.harness)}
+    summary = empty_summary(test, run)
+    questions: list[dict[str, Any]] = []
     try:
         numbers = evaluate_text(
             predictor.model,
@@ -127,23 +151,38 @@ def run_benchmark(
             batch_size=batch_size,
             seed=seed,
             data=data,
+            questions=questions,
         )
     except (ImportError, OSError) as error:
-        summary["left_out"].append({"metric": ", ".join(test.harness["tasks"]), "reason": str(error).splitlines()[0]})
-        numbers = {}
+        reason, numbers = str(error).splitlines()[0], {}
+        if isinstance(error, OSError):
+            reason += (
+                f": fetch its data with `hf download --repo-type dataset {test.data.hub}` where there is a network, "
+                "or pass a folder with a copy as `--data`"
+            )
+        summary["left_out"].append({"metric": ", ".join(map(str, test.harness["tasks"])), "reason": reason})
     for task, entry in numbers.items():
-        for name in ("acc", "acc_norm"):
+        for name, kind in SCORES.items():
             if f"{name},none" not in entry:
                 continue
             value, error = entry[f"{name},none"], entry.get(f"{name}_stderr,none", float("nan"))
             summary["scores"].append(
                 {
                     "metric": "lm-eval", "score": f"{task} {name}", "value": value, "low": value - 1.96 * error,
-                    "high": value + 1.96 * error, "better": "higher", "percent": True,
+                    "high": value + 1.96 * error, "better": kind.better, "percent": kind.percent,
                     "items": int(entry.get("sample_len", 0)), "failures": {}, "per_item": {},
                 }
             )  # fmt: skip
+    if numbers and not summary["scores"]:
+        summary["left_out"].append(
+            {
+                "metric": ", ".join(map(str, numbers)),
+                "reason": f"the harness gave none of the numbers {', '.join(SCORES)}",
+            }
+        )
     summary["items"] = max((entry["items"] for entry in summary["scores"]), default=0)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RUN_FILE, run)
+    write_atomically(folder / QUESTIONS_FILE, "".join(f"{json.dumps(row, default=str)}\n" for row in questions))
     write_json(folder / SCORES_FILE, summary)
     return summary

@@ -13,11 +13,12 @@ with `suite` and `test`.
 import json
 import os
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.jsonl"
+# In the place of the predictions, where lm-evaluation-harness asks and scores.
+QUESTIONS_FILE = "questions.jsonl"
 AUDIO_FOLDER, CODES_FOLDER, ITEM_FOLDER = "audio", "codes", "items"
 
 
@@ -49,7 +50,8 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     The items of a finished run, with the paths of recordings and codes.
 
     Raises:
-        ValueError: if there are none, or a line lacks `id`, `fields` or both `answer` and `error`.
+        ValueError: if there are none, a line is no JSON or lacks `id`, `fields` or both `answer` and `error`, or two
+            items have one id.
     """
     path = folder / PREDICTIONS_FILE
     if not path.is_file():
@@ -58,10 +60,21 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
         )
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if not {"id", "fields"} <= row.keys() or not row.keys() & {"answer", "error"}:
-            raise ValueError(f"{path}, line {number}: an item has 'id', 'fields' and 'answer', but got {sorted(row)}.")
-        rows.append({**row, "fields": _resolved(row["fields"], folder), "answer": _value(row.get("answer"), folder)})
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: this is no JSON ({error}).") from error
+        is_row = isinstance(row, dict) and {"id", "fields"} <= row.keys() and isinstance(row["fields"], dict)
+        if not is_row or not row.keys() & {"answer", "error"}:
+            found = sorted(row) if isinstance(row, dict) else row
+            raise ValueError(f"{path}, line {number}: an item has 'id', 'fields' and 'answer', but got {found}.")
+        fields = {name: _value(value, folder) for name, value in row["fields"].items()}
+        # Another system's ids may be numbers.
+        rows.append({**row, "id": str(row["id"]), "fields": fields, "answer": _value(row.get("answer"), folder)})
+    ids = [row["id"] for row in rows]
+    twice = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
+    if twice is not None:
+        raise ValueError(f"{path} has two items of the id {twice!r}.")
     if not rows:
         raise ValueError(f"{path} is empty: there is nothing to score.")
     return rows
@@ -77,11 +90,8 @@ def codes_value(path: Path | str) -> dict[str, str]:
     return {"codes": str(path)}
 
 
-def _resolved(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return {name: _value(value, folder) for name, value in fields.items()}
-
-
 def _value(value: Any, folder: Path) -> Any:
+    """A value as metrics read it: a file is a `Path`, all else what it is."""
     if isinstance(value, dict) and len(value) == 1 and value.keys() <= {"audio", "codes"}:
-        return str(folder / next(iter(value.values())))
+        return folder / next(iter(value.values()))
     return value

@@ -11,6 +11,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as SequenceFeature
+from tqdm import tqdm
 
 EXTRA = "pip install 'uniaudio2[evaluate]'"
 
@@ -60,6 +61,10 @@ class ItemMetric(evaluate.Metric, ABC):
     extra: ClassVar[str] = EXTRA
     # Bootstrap resamples; fewer where one aggregation takes long.
     resamples: ClassVar[int] = 1000
+    # Whether a score of drawn items is farther from what it estimates than that of all, as a distance of two sets is.
+    has_set_bias: ClassVar[bool] = False
+    # The title of a progress bar over the items; none without it.
+    progress: str | None = None
 
     def __init__(self, **kwargs):
         # `evaluate.Metric` would take a misspelt option without a word.
@@ -128,8 +133,10 @@ class ItemMetric(evaluate.Metric, ABC):
         if not len(predictions):
             raise ValueError("There are no predictions to score.")
         rows: list[Sequence[float] | None] = []
-        for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        bar = tqdm(predictions, desc=self.progress, unit=" items", disable=self.progress is None)
+        for index, (prediction, reference) in enumerate(zip(bar, references, strict=True)):
             try:
+                self._check_texts(prediction, reference)
                 rows.append(self.item(prediction, reference, sampling_rate))
             except ValueError as error:
                 if failures is None:
@@ -138,6 +145,11 @@ class ItemMetric(evaluate.Metric, ABC):
                 rows.append(None)
         width = max((len(row) for row in rows if row is not None), default=len(self.scores))
         return np.array([[np.nan] * width if row is None else row for row in rows], dtype=np.float64)
+
+    def _check_texts(self, *values: Any) -> None:
+        for kind, value in zip(self.inputs.values(), values, strict=False):
+            if kind == "text" and value is not None and not isinstance(value, str):
+                raise ValueError(f"a text must be a string, but is {value!r}")
 
     def checked_items(self, predictions, references, sampling_rate, failures) -> tuple[np.ndarray, list[int]]:
         """For metrics of the whole set: the rows that `item` gives, and the indices of the items that have one."""

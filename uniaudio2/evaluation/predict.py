@@ -192,7 +192,7 @@ def predict(
         ValueError: if the folder holds another run.
     """
     state = PartialState()
-    run = _run(test, predictor, seed, batch_size)
+    run = run_description(test, predictor, seed, batch_size)
     if state.is_main_process:
         _claim(folder, run)
     state.wait_for_everyone()
@@ -218,7 +218,8 @@ def predict(
     state.wait_for_everyone()
 
 
-def _run(test: SuiteTest, predictor: Predictor, seed: int, batch_size: int) -> dict[str, Any]:
+def run_description(test: SuiteTest, predictor: Predictor, seed: int, batch_size: int) -> dict[str, Any]:
+    """What `run.json` says: what is asked, of whom, with what."""
     return {
         "suite": test.suite,
         "test": test.name,

@@ -31,7 +31,7 @@ def check_pretrained(model: str, purpose: str) -> list[str]:
         `list[str]`: Empty if it is here, else one line on the download that is going to happen.
 
     Raises:
-        MetricUnavailableError: if it is not here and the Hub cannot be asked.
+        MetricUnavailableError: if it is not here and the Hub cannot be asked, or does not give it to this user.
     """
     if Path(model).is_dir():
         return []
@@ -39,13 +39,16 @@ def check_pretrained(model: str, purpose: str) -> list[str]:
         return []
     fetch = f"fetch it with `hf download {model}` on a machine with a network, or name a local folder"
     try:
-        files = HfApi().model_info(model, files_metadata=True, timeout=10).siblings or []
+        info = HfApi().model_info(model, files_metadata=True, timeout=10)
+        if info.gated:
+            # Anybody may look at it, but fetch it only with leave: better known now than after the answers.
+            HfApi().auth_check(model)
     except UNREACHABLE as error:
         reason = str(error).splitlines()[0]
         raise MetricUnavailableError(
             f"{purpose} needs {model}, which is not on this machine ({reason}): {fetch}"
         ) from error
-    weights = [file.size or 0 for file in files if file.rfilename.endswith((".safetensors", ".bin"))]
+    weights = [file.size or 0 for file in info.siblings or [] if file.rfilename.endswith((".safetensors", ".bin"))]
     size = f"up to {sum(weights) / 1e9:.1f} GB" if weights else "of unknown size"
     return [f"{purpose} downloads {model}, {size}, before it starts; or {fetch}"]
 

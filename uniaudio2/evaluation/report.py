@@ -1,10 +1,10 @@
 """The report: one table in Markdown, a page in HTML with the worst cases to listen to, entries for model cards."""
 
-import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import yaml
@@ -13,8 +13,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import Environment, FileSystemLoader
 
 from .audio import read_audio
-from .manifest import read_json, read_predictions, write_atomically
-from .score import SCORES_FILE
+from .manifest import read_predictions, write_atomically
 from .suite import HUB_TASKS, SuiteTest
 
 NUM_WORST = 5
@@ -22,16 +21,19 @@ NUM_WORST = 5
 SPECTRUM_SAMPLES = 1024
 
 
-def write_report(tests: Sequence[SuiteTest], folders: Sequence[Path], output: Path) -> None:
+def write_report(
+    tests: Sequence[SuiteTest], summaries: Sequence[dict[str, Any]], folders: Sequence[Path], output: Path
+) -> None:
     """
     Write `report.md`, `report.html`, `model-index.yaml` and `.eval_results/uniaudio2.yaml`.
 
     Args:
         tests (`Sequence[SuiteTest]`): What was evaluated.
-        folders (`Sequence[Path]`): Where their scores are, in the same order.
+        summaries (`Sequence[dict]`): Their scores, in the same order; see [`score`].
+        folders (`Sequence[Path]`): Where their manifests are, likewise.
         output (`Path`): Where the report goes.
     """
-    summaries = [read_json(folder / SCORES_FILE) for folder in folders]
+    output.mkdir(parents=True, exist_ok=True)
     tables = [_table(test, summary) for test, summary in zip(tests, summaries, strict=True)]
     write_atomically(output / "report.md", markdown(tests, summaries, tables))
     details = [
@@ -43,7 +45,7 @@ def write_report(tests: Sequence[SuiteTest], folders: Sequence[Path], output: Pa
     )
     write_atomically(
         output / "report.html",
-        template.render(sections=list(zip(tests, summaries, tables, details, strict=True))),
+        template.render(sections=list(zip(tests, summaries, tables, details, strict=True)), described=described),
     )
     model_index, entries = card_entries(tests, summaries)
     write_atomically(output / "model-index.yaml", yaml.safe_dump({"model-index": model_index}, sort_keys=False))
@@ -56,8 +58,7 @@ def markdown(tests: Sequence[SuiteTest], summaries: Sequence[dict], tables: Sequ
     """All tables of a report, and what was left out, as one text."""
     lines = []
     for test, summary, table in zip(tests, summaries, tables, strict=True):
-        batches = f", answered {summary['batch_size']} at a time" if (summary.get("batch_size") or 1) > 1 else ""
-        lines += [f"## {test.full_name}", "", f"{summary['model']}, {summary['items']} items{batches}", ""]
+        lines += [f"## {test.full_name}", "", described(summary), ""]
         if table:
             lines += [f"| {' | '.join(table[0])} |", f"|{' --- |' * len(table[0])}"]
             lines += [f"| {' | '.join(row.values())} |" for row in table] + [""]
@@ -69,15 +70,21 @@ def markdown(tests: Sequence[SuiteTest], summaries: Sequence[dict], tables: Sequ
     return "\n".join(lines)
 
 
+def described(summary: dict[str, Any]) -> str:
+    """What was run, in a line: a speed means something only beside the device and the batch."""
+    parts = [str(summary["model"]) + (f" at {summary['revision']}" if summary.get("revision") else "")]
+    parts += [f"on {summary['device']}"] * bool(summary.get("device")) + [f"{summary['items']} items"]
+    parts += [f"answered {summary['batch_size']} at a time"] * ((summary.get("batch_size") or 1) > 1)
+    return ", ".join([*parts, *([f"seed {summary['seed']}"] if summary.get("seed") is not None else [])])
+
+
 def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     computed = {entry["score"] for entry in summary["scores"]}
     for entry in summary["scores"]:
         rows.append(
             {
-                "score": f"{entry['score']} ({entry['metric']})"
-                if entry["score"] != entry["metric"]
-                else entry["score"],
+                "score": _score_name(entry),
                 "measured": shown(entry["value"], entry["percent"]),
                 "95% interval": f"{shown(entry['low'], entry['percent'])} to {shown(entry['high'], entry['percent'])}",
                 "items": f"{entry['items']}" + (f", {len(entry['failures'])} failed" if entry["failures"] else ""),
@@ -100,6 +107,11 @@ def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def _score_name(entry: dict[str, Any]) -> str:
+    score, metric = entry["score"], entry["metric"]
+    return score if score == metric else f"{score} ({metric})"
+
+
 def _published(test: SuiteTest, score: str, metric: str | None = None) -> str:
     return "; ".join(
         f"{item.value:g} {item.system} ({item.source})"
@@ -119,7 +131,7 @@ def _first(failed: dict[str, str]) -> str:
 
 
 def _details(test: SuiteTest, summary: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
-    if test.harness is not None:
+    if test.harness is not None or not summary["items"]:
         return {"histograms": [], "worst": []}
     predictions = {row["id"]: row for row in read_predictions(folder)}
     pictures = folder / "pictures"
@@ -129,7 +141,7 @@ def _details(test: SuiteTest, summary: dict[str, Any], folder: Path, output: Pat
         values = [value for value in entry["per_item"].values() if np.isfinite(value)]
         if len(set(values)) > 1:
             path = pictures / f"{entry['metric']}-{entry['score']}.png"
-            _histogram(path, values, f"{entry['score']} of each item")
+            _histogram(path, values, f"{_score_name(entry)} of each item")
             histograms.append(_link(path, output))
     return {"histograms": histograms, "worst": _worst(test, summary, predictions, pictures, output)}
 
@@ -147,14 +159,14 @@ def _worst(
     for name in worst:
         row = predictions[name]
         texts = {field: str(value) for field, value in row["fields"].items() if not test.is_audio(field)}
-        audio = {field: value for field, value in row["fields"].items() if test.is_audio(field)}
+        audio = {field: value for field, value in row["fields"].items() if test.is_audio(field) and value is not None}
         if test.answer_kind == "text":
             texts["answer"] = str(row["answer"])
         elif test.answer_kind == "audio" and row["answer"] is not None:
             audio["answer"] = row["answer"]
         if name in entry.get("heard", {}):
             texts["heard"] = entry["heard"][name]
-        picture = pictures / f"{name}.png"
+        picture = pictures / f"{quote(name, safe='')}.png"
         _spectrograms(picture, audio)
         cases.append(
             {
@@ -169,7 +181,8 @@ def _worst(
 
 
 def _link(path: Path, output: Path) -> str:
-    return html.escape(Path(os.path.relpath(path.resolve(), output.resolve())).as_posix())
+    # A URL, so that names with spaces, `#` or `%` are found; the template escapes what HTML needs.
+    return quote(Path(os.path.relpath(path.resolve(), output.resolve())).as_posix())
 
 
 def _histogram(path: Path, values: list[float], title: str) -> None:

@@ -1,5 +1,6 @@
 """One call for all of it: predictions, scores, report."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ def evaluate(
     """
     Run suites, and write predictions, scores and a report into a folder.
 
-    What is done already is not done again: after a kill the same call goes on, and ends with the same numbers.
+    What is done already is not done again: after a kill the same call goes on, and ends with the same numbers. A test
+    without data, and a metric without its model, is left out and listed with the reason.
 
     Args:
         suites (`str` or `Sequence[str]`): Suites of the package, or YAML files.
@@ -42,7 +44,8 @@ def evaluate(
         `list[dict]`: The scores of every test, as `scores.json` holds them. Empty in all but the first process.
 
     Raises:
-        ValueError: for a mistake in a suite or in the data, or an output folder that holds another run.
+        ValueError: for a mistake in a suite or in the data, an output folder that holds another run, or if no test has
+            data.
         ImportError: if the packages of the extra `uniaudio2[evaluate]` are missing.
     """
     try:
@@ -53,11 +56,11 @@ def evaluate(
     from accelerate import PartialState
 
     from .. import TINY
-    from .data import load_items
+    from .data import DataUnavailableError, load_items
     from .harness import run_benchmark
     from .predict import Predictor, predict
     from .report import write_report
-    from .score import check_metrics, score
+    from .score import check_metrics, left_out, score
     from .suite import load_suite
 
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -77,26 +80,40 @@ def evaluate(
     if state.is_main_process:
         for test in chosen:
             check_metrics(test, str(device))
-    items = {test.full_name: load_items(test, data) for test in chosen if test.harness is None}
+    items, without_data = {}, {}
+    for test in chosen:
+        try:
+            items[test.full_name] = load_items(test, data) if test.harness is None else None
+        except DataUnavailableError as error:
+            without_data[test.full_name] = error
+    if not items:
+        raise next(iter(without_data.values()))
+    if state.is_main_process:
+        for error in without_data.values():
+            print(f"left out: {error}", file=sys.stderr)
     predictor = Predictor(model or TINY, device)
     folders = {test.full_name: Path(output, test.suite, test.name) for test in chosen}
     for test in chosen:
-        if test.harness is None:
+        if items.get(test.full_name) is not None:
             predict(test, items[test.full_name], predictor, folders[test.full_name], seed, limit, batch_size)
     if not state.is_main_process:
         return []
-    summaries = [
-        score(test, folders[test.full_name], str(device), limit, seed)
-        if test.harness is None
-        else run_benchmark(test, predictor, folders[test.full_name], limit, seed, batch_size, data)
-        for test in chosen
-    ]
-    write_report(chosen, [folders[test.full_name] for test in chosen], Path(output))
+    summaries = []
+    for test in chosen:
+        folder = folders[test.full_name]
+        if test.full_name in without_data:
+            summary = left_out(test, predictor.name, str(without_data[test.full_name]))
+        elif test.harness is None:
+            summary = score(test, folder, str(device), limit, seed)
+        else:
+            summary = run_benchmark(test, predictor, folder, limit, seed, batch_size, data)
+        summaries.append(summary)
+    write_report(chosen, summaries, [folders[test.full_name] for test in chosen], Path(output))
     return summaries
 
 
 def score_again(
-    folder: str | Path, suites: Sequence[str] | None = None, device: str = "cpu", seed: int = 0
+    folder: str | Path, suites: Sequence[str] | None = None, device: str = "cpu", seed: int | None = None
 ) -> list[dict[str, Any]]:
     """
     Compute metrics and report from the predictions in a folder, ours or another system's.
@@ -105,7 +122,7 @@ def score_again(
         folder (`str` or `Path`): Holds one folder per test, with `run.json` and `predictions.jsonl`.
         suites (`Sequence[str]`, *optional*): Where the tests are defined, by default what `run.json` names.
         device (`str`, *optional*, defaults to `"cpu"`): Of metrics with a model.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        seed (`int`, *optional*): Of the bootstrap, by default that of the run: the same intervals again.
 
     Raises:
         ValueError: if there are no predictions, or those of a test that the suites do not have.
@@ -129,5 +146,5 @@ def score_again(
         )
     tests = [known[run["suite"], run["test"]] for run in runs]
     summaries = [score(test, path, device, seed=seed) for test, path in zip(tests, folders, strict=True)]
-    write_report(tests, folders, Path(folder))
+    write_report(tests, summaries, folders, Path(folder))
     return summaries

@@ -20,7 +20,7 @@ def check_metrics(test: SuiteTest, device: str = "cpu") -> tuple[dict[str, ItemM
 
     What is going to be downloaded, and what is left out, is said on stderr, before anything starts.
     """
-    metrics, left_out = {}, []
+    metrics, absent = {}, []
     for use in test.metrics:
         try:
             metric = use.load(device)
@@ -28,14 +28,29 @@ def check_metrics(test: SuiteTest, device: str = "cpu") -> tuple[dict[str, ItemM
                 print(f"{test.full_name}: {remark}", file=sys.stderr)
         except (MetricUnavailableError, ImportError) as error:
             print(f"{test.full_name}: left out {use.label}: {error}", file=sys.stderr)
-            left_out.append({"metric": use.label, "reason": str(error)})
+            absent.append({"metric": use.label, "reason": str(error)})
         else:
             metrics[use.label] = metric
-    return metrics, left_out
+    return metrics, absent
+
+
+def left_out(test: SuiteTest, model: str, reason: str) -> dict[str, Any]:
+    """The summary of a test that could not be run at all: no score, and the reason for each metric's absence."""
+    names = [use.label for use in test.metrics] or [test.task]
+    return {**empty_summary(test, {"model": model}), "left_out": [{"metric": ", ".join(names), "reason": reason}]}
+
+
+def empty_summary(test: SuiteTest, run: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a test before its metrics are computed."""
+    described = {name: run.get(name) for name in ("model", "revision", "device", "seed", "batch_size")}
+    return {
+        "suite": test.suite, "test": test.name, **described,
+        "items": 0, "failed": {}, "left_out": [], "metrics": {}, "scores": [],
+    }  # fmt: skip
 
 
 def score(
-    test: SuiteTest, folder: Path, device: str = "cpu", limit: int | None = None, seed: int = 0
+    test: SuiteTest, folder: Path, device: str = "cpu", limit: int | None = None, seed: int | None = None
 ) -> dict[str, Any]:
     """
     Compute the metrics of a test from the predictions in a folder, and write `scores.json` and `rows.npz` into it.
@@ -45,7 +60,7 @@ def score(
         folder (`Path`): Holds the manifest; see `manifest.py`.
         device (`str`, *optional*, defaults to `"cpu"`): For metrics with a model.
         limit (`int`, *optional*): Take only the first items.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        seed (`int`, *optional*): Of the bootstrap, by default that of the run.
 
     Returns:
         `dict`: What `scores.json` holds: per score its value, interval, the values of the items and the failures.
@@ -58,8 +73,9 @@ def score(
         raise ValueError(
             f"{folder} holds the predictions of {run.get('suite')}/{run.get('test')}, not of {test.full_name}."
         )
-    predictions = read_predictions(folder)[:limit]
-    metrics, left_out = check_metrics(test, device)
+    seed = (run.get("seed") or 0) if seed is None else seed
+    predictions = [_checked(test, row) for row in read_predictions(folder)[:limit]]
+    metrics, absent = check_metrics(test, device)
     results: list[dict[str, Any]] = []
     rows: dict[str, np.ndarray] = {"ids": np.array([row["id"] for row in predictions])}
     for use in test.metrics:
@@ -67,6 +83,7 @@ def score(
             continue
         failures: dict[int, str] = {}
         metric = metrics[use.label]
+        metric.progress = f"{test.full_name}: {use.label}"
         answers = _column(predictions, use.prediction)
         references = _column(predictions, use.reference) if "references" in metric.inputs else None
         try:
@@ -75,20 +92,16 @@ def score(
             failed = {predictions[index]["id"]: message for index, message in failures.items()}
             good = [index for index, row in enumerate(found) if index not in failures and not np.isnan(row).all()]
             results += _results(use, metric, found, good, predictions, failed, seed)
-        except ValueError as error:
-            left_out.append({"metric": use.label, "reason": str(error)})
+        except (ValueError, OSError, ImportError) as error:
+            # An `OSError` is a model that was to be downloaded and could not be.
+            absent.append({"metric": use.label, "reason": " ".join(str(error).split())})
             found = np.full((len(predictions), len(metric.scores)), np.nan)
         rows[use.label] = found
     summary = {
-        "suite": test.suite,
-        "test": test.name,
-        "model": run.get("model"),
-        "revision": run.get("revision"),
-        "seed": run.get("seed"),
-        "batch_size": run.get("batch_size"),
+        **empty_summary(test, run),
         "items": len(predictions),
         "failed": {row["id"]: row["error"] for row in predictions if row.get("error")},
-        "left_out": left_out,
+        "left_out": absent,
         "metrics": {
             use.label: {**vars(use), "options": dict(use.options)} for use in test.metrics if use.label in metrics
         },
@@ -97,6 +110,31 @@ def score(
     np.savez_compressed(folder / ROWS_FILE, **rows)
     write_json(folder / SCORES_FILE, summary)
     return summary
+
+
+def _checked(test: SuiteTest, row: dict[str, Any]) -> dict[str, Any]:
+    """
+    The row of an item, failed if it has no answer or its recording is not there.
+
+    Raises:
+        ValueError: if the answer or a field is not of the kind that the test asks for.
+    """
+    kinds = {name: "audio" for name in row["fields"] if test.is_audio(name)}
+    for name, value, kind in [
+        *((f"field {name!r}", row["fields"][name], kind) for name, kind in kinds.items()),
+        ("answer", row["answer"], test.answer_kind),
+    ]:
+        is_file = isinstance(value, Path)
+        if value is not None and not isinstance(value, str if kind == "text" else Path):
+            example = '"seven three nine"' if kind == "text" else f'{{"{kind}": "{kind}/0.flac"}}'
+            raise ValueError(
+                f"Item {row['id']}: the {name} of {test.full_name} is {kind}, written as {example}, but is {value!r}."
+            )
+        if is_file and not value.is_file() and not row.get("error"):
+            row = {**row, "error": f"there is no file {str(value)!r}"}
+    if row["answer"] is None and not row.get("error"):
+        row = {**row, "error": "there is no answer"}
+    return row
 
 
 def _column(predictions: list[dict[str, Any]], name: str | None) -> list[Any]:
@@ -120,7 +158,9 @@ def _results(
     if not good:
         raise ValueError(f"no item has a value; the first: {next(iter(failed.values()), 'none is measured')}")
     values = metric.aggregate(rows[good])
-    intervals = confidence_intervals(rows[good], metric.aggregate, metric.resamples, seed=seed)
+    intervals = confidence_intervals(
+        rows[good], metric.aggregate, metric.resamples, seed=seed, has_set_bias=metric.has_set_bias
+    )
     per_item = metric.values(rows[good])
     heard = getattr(metric, "heard", None)
     return [

@@ -26,6 +26,7 @@ class FrechetDistance(ItemMetric):
     inputs: ClassVar = {"predictions": "audio", "references": "audio"}
     scores: ClassVar = {"frechet_distance": Score("lower")}
     resamples = 100
+    has_set_bias = True
 
     def __init__(self, embedder: str = "clap", model: str | None = None, device: str = "cpu", **kwargs):
         check_kind(embedder)

@@ -34,6 +34,8 @@ class PerceptualQuality(ItemMetric):
 
     def item(self, prediction, reference, sampling_rate):
         prediction, reference, rate = read_pair(prediction, reference, sampling_rate, RATES[self.band])
+        if not prediction.any():
+            raise ValueError("PESQ has no value: the prediction is silent")
         try:
             return (pesq.pesq(rate, reference, prediction, self.band),)
         except pesq.PesqError as error:

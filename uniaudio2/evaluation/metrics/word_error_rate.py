@@ -50,7 +50,7 @@ class WordErrorRate(ItemMetric):
         self.average = average
         self.normalize = get_normalizer(normalizer)
         self.recogniser, self.language, self.device = recogniser, language, device
-        # What was heard in each item, in order; filled by `items`.
+        # What the recogniser heard in each item, in order; filled by `items`.
         self.heard: list[str] = []
         self.inputs = {"predictions": "audio" if recogniser else "text", "references": "text"}
         super().__init__(**kwargs)
@@ -72,7 +72,7 @@ class WordErrorRate(ItemMetric):
         text = prediction
         if self.recogniser:
             text = heard(self.recogniser, prediction, sampling_rate, self.language, self.device)
-        self.heard.append(text or "")
+            self.heard.append(text)
         answer = self.normalize(text or "")
         words, characters = jiwer.process_words(said, answer), jiwer.process_characters(said, answer)
         return (
