@@ -26,7 +26,7 @@ from uniaudio2.hub_cards.space.app import LAUNCH_OPTIONS, TABS, build_demo
 from uniaudio2.hub_cards.space.background import in_background
 from uniaudio2.hub_cards.space.checkpoint import MODEL_VARIABLE, Checkpoint
 from uniaudio2.hub_cards.space.examples import RECORDINGS
-from uniaudio2.hub_cards.space.limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, MAX_RECORDING_SECONDS
+from uniaudio2.hub_cards.space.limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, MAX_RECORDING_SECONDS, check_recording
 from uniaudio2.processing import AudioCodes, read_provenance
 from uniaudio2.processing.tasks import TASKS
 
@@ -193,7 +193,7 @@ def test_a_seed_repeats_and_another_varies(client):
 
 def test_without_a_seed_one_is_chosen_and_told():
     assert len({chosen_seed(NEW_SEED) for _ in range(5)}) > 1
-    assert chosen_seed(7) == 7
+    assert chosen_seed(7) == 7 and chosen_seed(None) >= 0
     with pytest.raises(ValueError, match="between 0 and"):
         chosen_seed(-2)
 
@@ -328,15 +328,27 @@ def test_a_zip_that_is_called_wav_is_refused(client, tmp_path):
         assert "cannot be read as audio" in refusal(client, handle_file(str(path)), api_name=endpoint)
 
 
-def test_three_hours_are_refused_before_they_are_read(client, tmp_path):
+def test_three_hours_are_refused_before_they_are_read(client, tmp_path, monkeypatch):
+    def reads(*_, **__):
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(inference.UniAudio2Processor, "encode_audio", reads)
+    monkeypatch.setattr(inference.Engine, "_code_and_decode", reads)
     path = tmp_path / "long.flac"
     with soundfile.SoundFile(path, "w", 8000, 1) as file:
         for _ in range(180):
             file.write(np.zeros(8000 * 60, dtype=np.int16))
-    start = time.monotonic()
     assert "3.0 hours long" in refusal(client, handle_file(str(path)), api_name="/listen")
     assert f"{MAX_RECORDING_SECONDS:.0f} seconds" in refusal(client, handle_file(str(path)), api_name="/codec")
-    assert time.monotonic() - start < 10
+
+
+def test_small_files_of_very_many_samples_are_refused(tmp_path):
+    path = tmp_path / "wide.flac"
+    with soundfile.SoundFile(path, "w", 96_000, 8) as file:
+        for _ in range(40):
+            file.write(np.zeros((96_000, 8), dtype=np.int16))
+    with pytest.raises(ValueError, match="8 channels of 96,000 samples a second"):
+        check_recording(str(path))
 
 
 def test_files_that_are_too_large_are_not_taken(client, tmp_path):

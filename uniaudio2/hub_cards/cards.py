@@ -67,8 +67,8 @@ def space_card(facts: Facts, language_model: str, codec: str) -> str:
     data = SpaceCardData(
         title="UniAudio 2.0",
         emoji="🎧",
-        colorFrom="indigo",
-        colorTo="pink",
+        colorFrom="green",
+        colorTo="yellow",
         sdk="gradio",
         sdk_version=GRADIO_VERSION,
         python_version=SPACE_PYTHON,

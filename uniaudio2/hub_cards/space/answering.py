@@ -14,8 +14,9 @@ import gradio as gr
 from .inference import Answer, Engine, Progress, Request, Sound, Words
 from .live import AT_REST, STOPPED, STOPPING, WAITING, Run, facts
 
-# What a wrong request raises; the message is for the user. Everything else is a fault of ours, and logged.
-REFUSALS = (ValueError, TypeError, OSError)
+# What a wrong request raises, or one that takes too long; the message is for the user. Everything else is a fault of
+# ours, and logged.
+REFUSALS = (ValueError, TimeoutError)
 # The page is told how far the work is at most this often (seconds).
 REPORT_INTERVAL = 0.2
 LARGEST_SEED = 2**31 - 1
@@ -35,9 +36,9 @@ class Outputs:
     are_last: bool = True
 
 
-def chosen_seed(seed: int) -> int:
-    """The seed that was asked for, or one of our own."""
-    if seed == NEW_SEED:
+def chosen_seed(seed: int | None) -> int:
+    """The seed that was asked for, or one of our own; so also if the field was emptied."""
+    if seed is None or seed == NEW_SEED:
         return secrets.randbelow(LARGEST_SEED + 1)
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"The seed is {seed}, and has to lie between 0 and {LARGEST_SEED}, or be {NEW_SEED} for any.")

@@ -33,8 +33,8 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "ssr_mode": False,
 }
 FOOT = (
-    "What comes out was made by a model and says so: every file names it in its metadata. Copy the voices of people "
-    "who have agreed to it. Files are deleted after an hour."
+    "What comes out was made by a model and says so: every file names it in its metadata. Copy nobody's voice who has "
+    "not agreed to it. Files are deleted after an hour."
 )
 
 

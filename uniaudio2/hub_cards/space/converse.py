@@ -55,7 +55,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         if (checkpoint.follows_turns if kind.task is None else checkpoint.knows(kind.task))
     }
     missing = [kind.task for kind in KINDS.values() if kind.task is not None and not checkpoint.knows(kind.task)]
-    heading("Converse", "Take turns in text and sound. What was said before is an example of what you want next.")
+    taught = " What was said before is an example of what you want next." if checkpoint.follows_turns else ""
+    heading("Converse", f"Take turns in text and sound.{taught}")
     conversation = gr.State([], time_to_live=3600)
     with gr.Row(equal_height=False, elem_classes="chat-row"):
         with gr.Column(scale=5, min_width=320):

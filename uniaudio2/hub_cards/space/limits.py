@@ -8,6 +8,8 @@ MAX_CHARACTERS = 500
 # With 17.5 rows for a second, a recording and an answer as long as the model makes fit into the 2048 rows it was
 # trained on.
 MAX_RECORDING_SECONDS = 60.0
+# A minute in two channels of the highest rate that is common. A small file can unpack to far more.
+MAX_SAMPLES = 60 * 2 * 192_000
 MAX_ANSWER_SECONDS = 30.0
 MAX_TURNS = 12
 MAX_UPLOAD = "50mb"
@@ -44,15 +46,21 @@ def check_recording(path: str | None, name: str = "The recording") -> str:
     if not Path(path).is_file():
         raise ValueError(f"{name} is not here any more, because files are deleted after a while: upload it again.")
     try:
-        seconds = soundfile.info(path).duration
+        info = soundfile.info(path)
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"{name} cannot be read as audio, whatever its name says: upload a WAV, FLAC, OGG, OPUS or MP3 file."
         ) from error
+    seconds = info.duration
     if seconds > MAX_RECORDING_SECONDS:
         raise ValueError(
             f"{name} is {_spoken(seconds)} long, and this demo takes {_spoken(MAX_RECORDING_SECONDS)} at a time: cut "
             "it, or run the model on your own machine, where there is no limit."
+        )
+    if info.frames * info.channels > MAX_SAMPLES:
+        raise ValueError(
+            f"{name} has {info.channels} channels of {info.samplerate:,} samples a second, which is more than this "
+            "demo takes: save it in one channel at 48,000."
         )
     return path
 

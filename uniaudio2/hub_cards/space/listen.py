@@ -47,9 +47,9 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 elem_id="listen-question",
             )
             go, stop = buttons(TAB, "Listen", interactive=bool(known))
+            recordings_to_try(TAB, audio)
             if missing:
                 note(checkpoint.reason_against(*missing))
-            recordings_to_try(TAB, audio)
             with gr.Accordion("Settings", open=False, elem_id="listen-settings"):
                 seed = seed_field(TAB)
                 temperature = gr.Slider(

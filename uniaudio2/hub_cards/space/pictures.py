@@ -43,7 +43,7 @@ def compared(original: np.ndarray, decoded: np.ndarray, sampling_rate: int) -> s
             title,
             _picture(spectrogram(samples, sampling_rate)[::-1], -DYNAMIC_RANGE, 0.0, "magma"),
             f"Spectrogram of the {title.lower()}, 0 to {sampling_rate // 2000} kHz, {seconds:.1f} seconds",
-            f"{sampling_rate // 2000} kHz",
+            f"0 to {sampling_rate // 2000} kHz",
             seconds,
         )
         for title, samples in (("Recording", original), ("Reconstruction", decoded))

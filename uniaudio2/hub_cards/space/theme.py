@@ -172,6 +172,10 @@ button[role="tab"] { font-weight: 600; }
 /* A recording in the chat is one line, not a box; a place for files is no larger than it needs. */
 #converse-chat .minimal-audio-player { max-height: 60px; }
 #converse-chat .message.component { height: auto; }
+/* Results are shared by links; gradio would send the sound to another machine. */
+#converse-chat button[aria-label="Share"] { display: none; }
+/* It divides from settings, which are not offered. */
+footer .divider { display: none; }
 .tabitem .upload-container { min-height: 150px !important; max-height: 150px; }
 
 .page-foot { color: var(--body-text-color-subdued); font-size: 0.85rem; padding: 4px 2px; }
