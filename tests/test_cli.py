@@ -12,7 +12,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from uniaudio2 import TASKS, TINY, UniAudio2Processor
+from uniaudio2 import TASKS, TINY, UniAudio2Processor, speak_long, transcribe_long
 from uniaudio2.cli import main
 from uniaudio2.commands.codes_file import load_codes, save_codes
 from uniaudio2.processing import AudioCodes, read_provenance
@@ -98,6 +98,51 @@ def test_codes_go_in_and_come_out(capsys, model_folder, recording, codes, tmp_pa
     assert [status for status, *_ in heard] == [0, 0] and heard[0][1] == heard[1][1]
 
 
+def test_options_of_generate_by_their_names(capsys, model, model_folder, recording, tmp_path, monkeypatch):
+    """Those of sampling mean that ids are drawn; a temperature of 0 that they are not, whatever else is set."""
+    asked, generate = [], type(model).generate
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, **options: asked.append(options) or generate(self, **options)
+    )
+    common = ("run", "--audio", recording, "--model", model_folder, "--max-new-tokens", 2, "--device", "cpu")
+    for options, expected in (
+        ([], {}),
+        (["--top-k", 3], {"do_sample": True, "top_k": 3}),
+        (["--top-p", 0.5], {"do_sample": True, "top_p": 0.5}),
+        (["--temperature", 0, "--top-k", 3], {"do_sample": False}),
+        (
+            ["--set", "num_beams=2", "--set", "early_stopping=true", "--set", "cache_implementation=static"],
+            {"num_beams": 2, "early_stopping": True, "cache_implementation": "static"},
+        ),
+    ):
+        assert run(capsys, *common, *options)[0] == 0
+        names = {"do_sample", "temperature", "top_k", "top_p", *expected}
+        assert {name: value for name, value in asked.pop().items() if name in names} == expected
+
+
+def test_long_recordings_and_texts_are_done_in_pieces(capsys, model, model_folder, processor, tone, tmp_path):
+    common = ("--model", model_folder, "--device", "cpu", "--long")
+    processor.save_audio(tone(5.0), tmp_path / "long.wav")
+    options = {"chunk_seconds": 2.4, "overlap_seconds": 0.8, "max_new_tokens": 3}
+    expected = transcribe_long(model, processor, str(tmp_path / "long.wav"), **options)
+    _, out, _ = run(
+        capsys, "run", "--audio", tmp_path / "long.wav", "--piece-seconds", 2.4, "--max-new-tokens", 3, *common
+    )
+    assert out == f"{expected}\n"
+
+    output, text = tmp_path / "out.flac", "one. two. three."
+    durations = ("--min-duration", 0.4, "--max-duration", 0.4, "--temperature", 1, "--seed", 3)
+    status, _, err = run(
+        capsys, "run", "--text", text, "--output", output, "--piece-seconds", 0.45, *durations, *common
+    )
+    assert status == 0, err
+    expected = speak_long(
+        model, processor, text, piece_seconds=0.45, seed=3, min_duration=0.4, max_duration=0.4, do_sample=True
+    )
+    np.testing.assert_allclose(soundfile.read(output)[0], expected.numpy(), atol=1e-4)
+    assert read_provenance(output)["task"] == "TTS"
+
+
 def test_a_conversation_comes_from_a_file_and_its_recordings_lie_beside_it(capsys, model_folder, recording, tmp_path):
     shutil.copy(recording, tmp_path / "first.wav")
     shutil.copy(recording, tmp_path / "second.wav")
@@ -166,6 +211,22 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["run", "--audio", "http://127.0.0.1:9/in.wav"], "cannot be downloaded"),
         (["run", "--audio", "text.safetensors"], "cannot be read as codes"),
         (["run", "--audio", "missing.safetensors"], "missing.safetensors"),
+        (
+            ["run", "--text", "one", "--output", "out.wav", "--temperature", "-1"],
+            "--temperature is -1.0, but must be 0",
+        ),
+        (["run", "--text", "one", "--output", "out.wav", "--temperature", "nan"], "--temperature is nan"),
+        (["run", "--text", "one", "--output", "out.wav", "--top-k", "0"], "--top-k is 0"),
+        (["run", "--text", "one", "--output", "out.wav", "--top-p", "1.5"], "--top-p is 1.5"),
+        (["run", "--text", "one", "--output", "out.wav", "--set", "num_beams"], "NAME=VALUE"),
+        (["run", "--text", "one", "--output", "out.wav", "--set", "num_beams=2"], "needs a text answer"),
+        (["run", "--text", "one", "--output", "out.wav", "--set", "temprature=2"], "temprature"),
+        (["run", "--audio", "tone.wav", "--piece-seconds", "2"], "is for --long"),
+        (["run", "--long", "--conversation", "chat.json"], "does not go with --conversation"),
+        (["run", "--long", "--audio", "tone.wav", "--piece-seconds", "0"], "must be more than 0"),
+        (["run", "--long", "--task", "TTA", "--text", "rain", "--output", "out.wav"], "TTA is neither"),
+        (["run", "--long", "--task", "TTS", "--output", "out.wav"], "'text' is missing"),
+        (["run", "--long", "--text", "one", "--output", "out.safetensors"], "end --output in .wav"),
         (["run", "--task", "reason_copy", "--audio", "tone.wav", "--output", "out.wav"], ".safetensors"),
         (["run", "--task", "speech_ss", "--audio", "tone.wav", "--output", "out.safetensors"], "2 recordings"),
         (["run", "--audio", "tone.wav", "--reasoning", "tone.wav"], "answers with text"),
@@ -185,6 +246,7 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["run", "--text", "seven", "--output", "out.wav", "--device", "abacus"], "--device"),
         (["reconstruct", "missing.wav", "out.wav"], "missing.wav"),
         (["info", "no/such/model"], "no/such/model"),
+        (["info", "missing.wav"], "no audio file 'missing.wav'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(

@@ -19,6 +19,8 @@ PAUSE_SECONDS, PAUSE_DECIBELS = 0.2, 20.0
 # Waveforms are joined in gaps of this length, the first that are this near to the quietest; below a power of -80 dB
 # everything is silence.
 GAP_SECONDS, NEARLY_DECIBELS, SILENT_POWER = 0.05, 3.0, 1e-8
+# What chunks repeat of each other, and the longest piece of a text, if the call does not say.
+OVERLAP_SECONDS, PIECE_SECONDS = 4.0, 12.0
 # Rows kept for an answer in text if neither the call nor the checkpoint limits it.
 DEFAULT_ANSWER_ROWS = 448
 
@@ -50,7 +52,7 @@ def transcribe_long(
     sampling_rate: int | None = None,
     task: str = "ASR",
     chunk_seconds: float | None = None,
-    overlap_seconds: float = 4.0,
+    overlap_seconds: float = OVERLAP_SECONDS,
     search_seconds: float = 5.0,
     batch_size: int = 1,
     **generate_options,
@@ -236,7 +238,7 @@ def speak_long(
     task: str = "TTS",
     audio_prompt: Any = None,
     caption: str | None = None,
-    piece_seconds: float = 12.0,
+    piece_seconds: float = PIECE_SECONDS,
     seed: int = 0,
     batch_size: int = 4,
     decode_options: Mapping[str, Any] | None = None,
@@ -291,7 +293,7 @@ def speak_long(
     return join_waveforms(waveforms, processor.feature_extractor.sampling_rate)
 
 
-def split_sentences(text: str, max_seconds: float = 12.0) -> list[str]:
+def split_sentences(text: str, max_seconds: float = PIECE_SECONDS) -> list[str]:
     """
     Cut a text into pieces that take about `max_seconds` or less to say, at the ends of sentences if possible.
 

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from .. import TINY, ReasoningCodecModel, UniAudio2ForConditionalGeneration
 from ..processing import read_provenance
+from .options import AUDIO_SUFFIXES
 
 # A checkpoint's facts about itself: how it was made, from what, when.
 PROVENANCE_FILE = "provenance.json"
@@ -26,7 +27,8 @@ def add_parser(commands) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    if Path(args.model).is_file():
+    # A file that is not there is no model on the Hub if its name ends as those of audio files do.
+    if Path(args.model).is_file() or Path(args.model).suffix.lower() in AUDIO_SUFFIXES:
         _print(_file_facts(args.model))
     else:
         _print(_model_facts(args))

@@ -1,6 +1,8 @@
 """What several commands share: the model and its device, the audio file they write, their progress bars."""
 
 import argparse
+import json
+import math
 import sys
 import time
 from contextlib import contextmanager
@@ -23,12 +25,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def generation_knobs(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """What the user set of these options of `generate`, and of the temperature, of which 0 means greedy."""
+    """
+    What the user set of these options of `generate`, and of those of sampling: a temperature of 0 means greedy, any
+    other of them that ids are drawn.
+    """
     knobs = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.temperature is not None:
-        knobs["do_sample"] = args.temperature > 0
-    if args.temperature:
-        knobs["temperature"] = args.temperature
+    temperature, top_k, top_p = args.temperature, args.top_k, args.top_p
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise ValueError(f"--temperature is {temperature}, but must be 0 (the likeliest token) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"--top-k is {top_k}, but must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"--top-p is {top_p}, but must be above 0 and at most 1")
+    if temperature == 0:
+        knobs["do_sample"] = False
+    else:
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        drawn = {name: value for name, value in drawn.items() if value is not None}
+        knobs |= {"do_sample": True, **drawn} if drawn else {}
+    for setting in args.set:
+        name, found, value = setting.partition("=")
+        if not found or not name.isidentifier():
+            raise ValueError(f"--set takes NAME=VALUE, as in --set num_beams=4, but got {setting!r}")
+        try:
+            knobs[name] = json.loads(value)
+        except json.JSONDecodeError:  # a word
+            knobs[name] = value
     return knobs
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .. import TASKS, UniAudio2ForConditionalGeneration, UniAudio2Processor
 from ..processing import AudioCodes, TaskFormat
 from ..processing.tasks import get_task
 from ..processing.turns import conversation_turns, default_task_of
-from . import analysis
+from . import analysis, long
 from .codes_file import CODES_SUFFIX, load_codes, recording, save_codes
 from .conversation_file import read_conversation
 from .options import add_model_arguments, check_audio_output, choose_device, generation_knobs, report_audio
@@ -68,6 +69,19 @@ def add_parser(commands) -> None:
     run.add_argument("--top-k", type=int, help="sample among this many likeliest tokens")
     run.add_argument("--top-p", type=float, help="sample among the likeliest tokens that sum to this probability")
     run.add_argument("--guidance-scale", type=float, help="of audio tasks; above 1 follows the text more closely")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of `generate`, for instance num_beams=4 or reasoning_temperature=0.7; may be repeated",
+    )
+    run.add_argument(
+        "--long",
+        action="store_true",
+        help="of a recording to transcribe or a text to speak: in pieces, put together again (any length)",
+    )
+    run.add_argument("--piece-seconds", type=float, help="with --long: the longest piece")
     add_model_arguments(run)
     run.set_defaults(command=_run)
 
@@ -79,43 +93,68 @@ def _run(args: argparse.Namespace) -> None:
     if args.output is not None and args.output.suffix.lower() != CODES_SUFFIX:
         check_audio_output(args.output)
 
+    knobs = generation_knobs(args, "max_new_tokens", "min_duration", "max_duration", "guidance_scale")
     device = choose_device(args.device)
     processor = UniAudio2Processor.from_pretrained(args.model)
     processor.codec_device = device
-    task, inputs = _inputs(args, processor)
-    if task.output == "audio":
-        inputs |= _reasoning(args.reasoning, processor)
-    elif args.reasoning is not None:
-        raise ValueError(f"--reasoning is for tasks that answer with audio, and {task.name} answers with text")
+    if args.long:
+        long.check_options(args)
+        task, given = _asked(args, processor)
+        long.check_task(task, given, args.output)
+        answer = partial(long.answer, args, task, given)
+    else:
+        if args.piece_seconds is not None:
+            raise ValueError("--piece-seconds is for --long: pass that too")
+        task, inputs = _inputs(args, processor)
+        answer = partial(_answer, args, task, inputs)
 
     model = UniAudio2ForConditionalGeneration.from_pretrained(args.model).to(device).eval()
-    knobs = generation_knobs(
-        args, "max_new_tokens", "min_duration", "max_duration", "top_k", "top_p", "guidance_scale"
-    )
     set_seed(args.seed)
     start = time.perf_counter()
-    limit = knobs.get("max_new_tokens", model.generation_config.max_new_tokens)
+    limit = None if args.long else knobs.get("max_new_tokens", model.generation_config.max_new_tokens)
     with tqdm(desc="generating", total=limit, unit=" rows", file=sys.stderr, leave=False) as bar:
-        criteria = StoppingCriteriaList([_Progress(bar)])
-        output = model.generate(
-            **BatchFeature(inputs).to(device), **knobs, stopping_criteria=criteria, return_dict_in_generate=True
-        )
-    if task.output == "text":
-        print(processor.decode(output.sequences[0]))
-    elif args.output.suffix.lower() == CODES_SUFFIX:
-        save_codes(AudioCodes(output.reasoning_codes[0], output.reconstruction_codes[0]), args.output)
+        answered = answer(model, processor, {**knobs, "stopping_criteria": StoppingCriteriaList([_Progress(bar)])})
+    if isinstance(answered, str):
+        print(answered)
+    elif isinstance(answered, AudioCodes):
+        save_codes(answered, args.output)
     else:
-        answers = processor.decode(output)[0]
-        for path, waveform in zip(_paths(args.output, task), _listed(answers), strict=True):
+        for path, waveform in zip(_paths(args.output, task), answered, strict=True):
             processor.save_audio(waveform, path, task=task.name)
             report_audio(path, waveform.shape[-1] / processor.feature_extractor.sampling_rate, start)
 
 
+def _answer(
+    args: argparse.Namespace,
+    task: TaskFormat,
+    inputs: dict[str, Any],
+    model: UniAudio2ForConditionalGeneration,
+    processor: UniAudio2Processor,
+    options: dict[str, Any],
+) -> str | AudioCodes | list[torch.Tensor]:
+    """A text, codes, or one or more waveforms, as the task and the name of the output ask for."""
+    output = model.generate(**BatchFeature(inputs).to(model.device), **options, return_dict_in_generate=True)
+    if task.output == "text":
+        return processor.decode(output.sequences[0])
+    if args.output.suffix.lower() == CODES_SUFFIX:
+        return AudioCodes(output.reasoning_codes[0], output.reconstruction_codes[0])
+    (waveforms,) = processor.decode(output)
+    return waveforms if isinstance(waveforms, list) else [waveforms]
+
+
 def _inputs(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[TaskFormat, dict[str, Any]]:
     """The task that is asked for, and what `generate` is given; refused before the codec has to run."""
-    given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    task, inputs = _prompt(args, processor)
+    if task.output == "audio":
+        inputs |= _reasoning(args.reasoning, processor)
+    elif args.reasoning is not None:
+        raise ValueError(f"--reasoning is for tasks that answer with audio, and {task.name} answers with text")
+    return task, inputs
+
+
+def _prompt(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[TaskFormat, dict[str, Any]]:
     if args.conversation is not None:
-        if given or args.prompt is not None:
+        if _given(args) or args.prompt is not None:
             raise ValueError("--conversation holds all texts and recordings: leave the other inputs out")
         messages = read_conversation(args.conversation)
         continues = bool(messages) and messages[-1].get("role") == "assistant"
@@ -130,6 +169,17 @@ def _inputs(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[Ta
             task=args.task,
         )
         return task, dict(inputs)
+    task, given = _asked(args, processor)
+    return task, dict(processor(task=task.name, prompt=args.prompt, **given))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+
+
+def _asked(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[TaskFormat, dict[str, Any]]:
+    """The task that is asked for, and its values as the options give them."""
+    given = _given(args)
     if not given and args.task is None:
         raise ValueError(
             "there is nothing to process: pass --text, --audio or --conversation; `uniaudio2 tasks` lists what each "
@@ -139,8 +189,7 @@ def _inputs(args: argparse.Namespace, processor: UniAudio2Processor) -> tuple[Ta
     texts, recordings = [name for name in given if is_text[name]], [name for name in given if not is_text[name]]
     task = get_task(args.task or default_task_of(bool(texts), bool(recordings), processor.default_task))
     _check_output(args.output, task)
-    given |= {name: recording(given[name]) for name in recordings}
-    return task, dict(processor(task=task.name, prompt=args.prompt, **given))
+    return task, given | {name: recording(given[name]) for name in recordings}
 
 
 def _check_output(path: Path | None, task: TaskFormat) -> None:
@@ -174,10 +223,6 @@ def _paths(path: Path, task: TaskFormat) -> list[Path]:
     if task.num_recordings == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{number + 1}{path.suffix}") for number in range(task.num_recordings)]
-
-
-def _listed(waveforms: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
-    return waveforms if isinstance(waveforms, list) else [waveforms]
 
 
 class _Progress(StoppingCriteria):
