@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from uniaudio2 import (
@@ -13,6 +14,8 @@ from uniaudio2 import (
     UniAudio2FeatureExtractor,
 )
 from uniaudio2.cli import main
+from uniaudio2.commands.codes_file import save_codes
+from uniaudio2.processing import AudioCodes
 from uniaudio2.training.tokenizer import train_tokenizer
 
 
@@ -65,3 +68,23 @@ def test_a_checkpoint_without_a_text_head_is_refused(recording, capsys):
 def test_without_a_recording_there_is_nothing_to_analyse(folder, capsys):
     assert main(["run", "--task", "analysis", "--text", "hello", "--model", str(folder)]) == 2
     assert "pass --audio" in capsys.readouterr().err
+
+
+def test_codes_are_as_good_as_the_recording(folder, recording, tmp_path, capsys):
+    """Of the codec that the text head was trained with; one second is five reasoning frames."""
+    codec = ReasoningCodecModel.from_pretrained(f"{TINY}/codec")
+    waveform = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])[None]
+    codes = codec.encode(waveform, encode_mode="exact").reasoning_codes[0]
+    save_codes(AudioCodes(codes, None), tmp_path / "tone.safetensors")
+    said = []
+    for audio in (recording, tmp_path / "tone.safetensors"):
+        words = ["run", "--task", "analysis", "--audio", str(audio), "--model", str(folder), "--device", "cpu"]
+        assert main([*words, "--max-new-tokens", "8"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+
+
+def test_a_recording_that_is_too_long_is_refused(folder, tmp_path, capsys):
+    soundfile.write(tmp_path / "long.wav", np.zeros(24000 * 6), 24000)
+    assert main(["run", "--task", "analysis", "--audio", str(tmp_path / "long.wav"), "--model", str(folder)]) == 2
+    assert "hear at most 4.8 s at once, and a recording lasts 6 s" in capsys.readouterr().err

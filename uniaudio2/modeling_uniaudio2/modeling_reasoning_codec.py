@@ -807,7 +807,11 @@ def pad_recordings(
     padded_length = -(-max(lengths) // config.frame_unit) * config.frame_unit
     limit = config.whisper_config.max_source_positions * config.sampling_rate // 50
     if padded_length > limit:
-        raise ValueError(f"Training audio may have at most {limit} samples, got {max(lengths)}: cut it into pieces.")
+        raise ValueError(
+            f"The encoders hear at most {limit / config.sampling_rate:g} s at once, and a recording lasts "
+            f"{max(lengths) / config.sampling_rate:g} s: cut it into pieces, or leave it out (in a recipe with "
+            "data.max_seconds)."
+        )
     waveforms = [nn.functional.pad(recording, (0, padded_length - len(recording))) for recording in recordings]
     return torch.stack(waveforms).to(device), torch.tensor(lengths, device=device)
 
