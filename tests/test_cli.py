@@ -1,5 +1,6 @@
 """The command line: what goes to stdout, what goes to files, and how mistakes end."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -166,6 +167,15 @@ def test_a_conversation_comes_from_a_file_and_its_recordings_lie_beside_it(capsy
     save_codes(codes, tmp_path / "second.safetensors")
     asked["content"][1]["path"] = "second.safetensors"
     assert answer([asked]) == alone
+    # Without any file: the bytes of one, its samples, its codes.
+    samples = soundfile.read(recording)[0].tolist()
+    for part in (
+        {"bytes": base64.b64encode(recording.read_bytes()).decode()},
+        {"audio": samples, "sampling_rate": RATE},
+        {name: getattr(codes, name).tolist() for name in ("reasoning_codes", "reconstruction_codes")},
+    ):
+        asked["content"][1] = {"type": "audio", **part}
+        assert answer([asked]) == alone
 
 
 def test_the_tasks_are_listed_with_what_they_need(capsys):
@@ -237,6 +247,7 @@ def test_info_fits_on_a_screen(capsys, model_folder):
         (["run", "--conversation", "object.json"], "must hold a list of messages"),
         (["run", "--conversation", "empty.json"], "no user message"),
         (["run", "--conversation", "chat.json"], "missing.wav"),
+        (["run", "--conversation", "bytes.json"], "those of a file in base64"),
         (["info", "text.wav"], "cannot be read as audio"),
         (["run", "--task", "TTS", "--text", "seven", "--output", "out.mp4"], ".wav"),
         (["run", "--task", "TTS", "--text", "seven", "--output", "no/such/folder/out.wav"], "does not exist"),
@@ -261,6 +272,7 @@ def test_a_mistake_is_one_line_and_status_two(
         "chat.json": json.dumps(asked),
         "object.json": "{}",
         "empty.json": "[]",
+        "bytes.json": json.dumps([{"role": "user", "content": [{"type": "audio", "bytes": "in.wav"}]}]),
     }.items():
         Path(name).write_text(content)
     files = set(tmp_path.iterdir())

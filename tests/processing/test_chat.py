@@ -223,6 +223,24 @@ def test_conversations_that_make_no_sense_are_refused(rows, chat, message):
         rows(chat)
 
 
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        ({"path": 5}, "The 'path' of a part is a text, but got int"),
+        ({"url": np.zeros(3)}, "The 'url' of a part is a text, but got ndarray. Waveforms go in 'audio'"),
+        ({"bytes": "AAAA"}, "The 'bytes' of a part is the bytes of a file, but got str"),
+        ({"reasoning_codes": "x", "reconstruction_codes": "y"}, "'reasoning_codes' of 'audio' must be integers"),
+        (
+            {"reasoning_codes": [[1], [1, 2]], "reconstruction_codes": [[1]]},
+            "but are no tensor",
+        ),
+    ],
+)
+def test_parts_of_the_wrong_kind_are_refused(rows, part, message):
+    with pytest.raises(TypeError, match=message):
+        rows([user({"type": "audio", **part})])
+
+
 def test_there_must_be_something_left_to_answer(processor, rows, codes):
     answered = [user(audio(codes())), assistant("seven")]
     with pytest.raises(ValueError, match="an answer already"):

@@ -586,7 +586,13 @@ class UniAudio2Processor(ProcessorMixin):
                 if any(segment.field == name and segment.kind in kinds for segment in segments):
                     raise ValueError(f"{name!r} of {task.name} needs {key!r}, but they are missing.")
                 continue
-            values = torch.as_tensor(values).cpu()
+            try:
+                values = torch.as_tensor(values).cpu()
+            except (TypeError, ValueError) as error:  # a text, or rows of different lengths
+                raise TypeError(
+                    f"{key!r} of {name!r} must be integers of shape ({self.num_codebooks}, frames), but are no tensor "
+                    f"({error})."
+                ) from error
             if values.ndim == 3 and values.shape[0] == 1:
                 values = values[0]
             if values.is_floating_point() or values.ndim != 2 or values.shape[0] != self.num_codebooks:

@@ -1,5 +1,6 @@
 """Turns: which task is asked for, with which values. Calls, chats and training examples all become turns."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ from .rows import WRAPPERS
 from .tasks import REASONING, RECONSTRUCTION, TEXT, Segment, TaskFormat, get_task
 
 AUDIO_KEYS = ("audio", "path", "url", "bytes")
+# What they hold; under "audio" it may be any recording.
+KINDS_OF_KEYS = {"path": (str, os.PathLike), "url": str, "bytes": bytes}
 CODE_KEYS = ("reasoning_codes", "reconstruction_codes")
 # What a message may ask for in place of a task, and the streams that the model then writes.
 ANSWERS = {"text": (TEXT,), "audio": (REASONING, RECONSTRUCTION)}
@@ -307,7 +310,11 @@ def _recording(part: Mapping[str, Any]) -> Any:
     codes = {key: part[key] for key in CODE_KEYS if key in part}
     if codes:
         return codes
-    audio = next(part[key] for key in AUDIO_KEYS if key in part)
+    key = next(key for key in AUDIO_KEYS if key in part)
+    audio, kinds = part[key], KINDS_OF_KEYS.get(key, object)
+    if not isinstance(audio, kinds):
+        wanted = "the bytes of a file" if key == "bytes" else "a text"
+        raise TypeError(f"The {key!r} of a part is {wanted}, but got {type(audio).__name__}. Waveforms go in 'audio'.")
     return {"array": audio, "sampling_rate": part["sampling_rate"]} if "sampling_rate" in part else audio
 
 
