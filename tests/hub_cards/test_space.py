@@ -1,10 +1,14 @@
 """The demo, driven by `gradio_client` as other programs drive it: one server with the shipped checkpoint."""
 
 import json
+import pickle
 import re
+import sys
 import time
 import zipfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
@@ -27,6 +31,7 @@ from uniaudio2.hub_cards.space.background import in_background
 from uniaudio2.hub_cards.space.checkpoint import MODEL_VARIABLE, Checkpoint
 from uniaudio2.hub_cards.space.examples import RECORDINGS
 from uniaudio2.hub_cards.space.limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, MAX_RECORDING_SECONDS, check_recording
+from uniaudio2.hub_cards.space.zero_gpu import on_gpu
 from uniaudio2.processing import AudioCodes, read_provenance
 from uniaudio2.processing.tasks import TASKS
 
@@ -436,6 +441,45 @@ def test_the_chunks_are_the_answer(server):
     reports = list(engine.answer(inference.Request([message], answers_in_audio=True, seed=4)))
     chunks = [report.samples for report in reports if isinstance(report, inference.Sound)]
     assert np.array_equal(np.concatenate(chunks), reports[-1].samples)
+
+
+def test_what_is_said_on_a_lent_gpu_arrives(monkeypatch):
+    """A lent GPU is in another process: values come back pickled, errors as the names of their classes."""
+
+    def lend(duration):
+        def decorated(function):
+            def lent(*args):
+                try:
+                    for value in function(*args):
+                        yield pickle.loads(pickle.dumps(value))
+                except Exception as error:
+                    raise RuntimeError(type(error).__name__) from None
+
+            return lent
+
+        return decorated
+
+    spaces = ModuleType("spaces")
+    spaces.GPU, spaces.__spec__ = lend, ModuleSpec("spaces", None)
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    closed = []
+
+    def work(text):
+        try:
+            yield inference.Words(text)
+            raise ValueError("Too long: shorten it.")
+        finally:
+            closed.append(text)
+
+    lent = on_gpu(work)
+    messages = lent("one")
+    assert next(messages) == inference.Words("one")
+    with pytest.raises(ValueError, match="shorten it"):
+        next(messages)
+    stopped = lent("two")
+    next(stopped)
+    stopped.close()
+    assert closed == ["one", "two"]
 
 
 def test_too_much_time_is_refused(server, monkeypatch):

@@ -73,6 +73,10 @@ def told(engine: Engine, num_outputs: int, work: Iterator[Any]) -> Iterator[tupl
     except REFUSALS as error:
         yield (run.failed(str(error)), *unchanged)
         raise gr.Error(str(error), print_exception=False) from error
+    except gr.Error as error:
+        # From the lender of a GPU: it says what is left of the visitor's share.
+        yield (run.failed(error.message), *unchanged)
+        raise
     except Exception:
         yield (run.failed("Something went wrong on our side, and has been logged."), *unchanged)
         raise
