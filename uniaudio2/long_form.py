@@ -19,6 +19,8 @@ PAUSE_SECONDS, PAUSE_DECIBELS = 0.2, 20.0
 # Waveforms are joined in gaps of this length, the first that are this near to the quietest; below a power of -80 dB
 # everything is silence.
 GAP_SECONDS, NEARLY_DECIBELS, SILENT_POWER = 0.05, 3.0, 1e-8
+# Loudness is the power of a stretch of this length, above a floor of -50 dB.
+LOUDNESS_SECONDS, LOUDNESS_FLOOR = 0.02, 1e-5
 # What chunks repeat of each other, and the longest piece of a text, if the call does not say.
 OVERLAP_SECONDS, PIECE_SECONDS = 4.0, 12.0
 # Rows kept for an answer in text if neither the call nor the checkpoint limits it.
@@ -325,30 +327,86 @@ def join_waveforms(
     Put waveforms one after the other without a seam.
 
     At each seam both sides are cut where they are quietest, at most `search_seconds` from the edge, and cross-faded.
-    The fade keeps the power and is short: a long one would bend the rise and the fall of the sounds beside it.
+    The fade keeps the power and is short: a long one would bend the rise and the fall of the sounds beside it. Where
+    that is not enough, because a side is loud up to its edge, a fade that keeps the amplitude is tried, then longer
+    ones of both kinds, until no step at the seam, of samples or of loudness, is larger than the largest inside the two
+    sides. If none is good enough, for instance where noise follows noise that is much louder, it is the best of them.
 
     Args:
         waveforms (`Sequence[torch.Tensor]`): Waveforms of shape `(samples,)`; empty ones are left out.
         sampling_rate (`int`, *optional*, defaults to 24000): Their rate in hertz.
-        fade_seconds (`float`, *optional*, defaults to 0.005): Length of a cross-fade.
+        fade_seconds (`float`, *optional*, defaults to 0.005): Shortest cross-fade.
         search_seconds (`float`, *optional*, defaults to 0.35): How far from its edge a side may be cut.
     """
     waveforms = [waveform for waveform in waveforms if len(waveform) > 0]
     if not waveforms:
         return torch.zeros(0)
     fade, search = round(fade_seconds * sampling_rate), round(search_seconds * sampling_rate)
-    gap = max(fade, round(GAP_SECONDS * sampling_rate))
+    gap, around = max(fade, round(GAP_SECONDS * sampling_rate)), round(LOUDNESS_SECONDS * sampling_rate)
     joined = [waveforms[0]]
     for right in waveforms[1:]:
         left = joined.pop()
         left_spare, right_spare = _quiet_from_edge(left.flip(0), gap, search), _quiet_from_edge(right, gap, search)
-        # The fade is around the two places; neither side may lose more than it has.
-        faded = min(fade // 2, left_spare, right_spare) * 2
-        left, right = left[: len(left) - left_spare + faded // 2], right[right_spare - faded // 2 :]
-        angles = torch.linspace(0, math.pi / 2, faded + 2, device=left.device)[1:-1]
-        start = len(left) - faded
-        joined += [left[:start], left[start:] * angles.cos() + right[:faded] * angles.sin(), right[faded:]]
+        inside = [
+            max(steps) for steps in zip(_largest_steps(left, around), _largest_steps(right, around), strict=True)
+        ]
+        best, best_excess = None, math.inf
+        for length, keeps_power in itertools.product(_fade_lengths(fade, search), (True, False)):
+            parts = _cross_faded(left, right, left_spare, right_spare, length, keeps_power)
+            beside = [parts[0][-2 * around - 1 :], parts[1], parts[2][: 2 * around + 1]]
+            excess = max(
+                seam / step if step > 0 else math.inf if seam > 0 else 0.0
+                for seam, step in zip(_largest_steps(torch.cat(beside), around), inside, strict=True)
+            )
+            if excess < best_excess:
+                best, best_excess = parts, excess
+            if excess <= 1:
+                break
+        joined += best
     return torch.cat(joined)
+
+
+def _fade_lengths(shortest: int, longest: int) -> list[int]:
+    lengths = [shortest]
+    while 0 < lengths[-1] * 2 <= longest:
+        lengths.append(lengths[-1] * 2)
+    return lengths
+
+
+def _cross_faded(
+    left: torch.Tensor, right: torch.Tensor, left_spare: int, right_spare: int, length: int, keeps_power: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Two sides with their cross-fade between them. It is around the places that are `left_spare` samples before the end
+    and `right_spare` samples after the start, or, if there is less beyond them, ends and begins at the edges.
+    """
+    length = min(length, len(left) // 2, len(right) // 2) // 2 * 2
+    left_end = len(left) - left_spare + min(length // 2, left_spare)
+    right_start = right_spare - min(length // 2, right_spare)
+    share = torch.linspace(0, 1, length + 2, device=left.device)[1:-1]
+    falling, growing = 1 - share, share
+    if keeps_power:
+        falling, growing = (share * math.pi / 2).cos(), (share * math.pi / 2).sin()
+    fading, rising = left[left_end - length : left_end], right[right_start : right_start + length]
+    return (
+        left[: left_end - length],
+        fading * falling + rising * growing,
+        right[right_start + length :],
+    )
+
+
+def _largest_steps(waveform: torch.Tensor, around: int) -> tuple[float, float]:
+    """
+    The largest difference between neighbouring samples, and the largest change of loudness, in decibels, between the
+    `around` samples before a place and those after it.
+    """
+    if len(waveform) < 2:
+        return 0.0, 0.0
+    sample_step = float(waveform.diff().abs().max())
+    if len(waveform) < 2 * around:
+        return sample_step, 0.0
+    loudness = 10 * (_powers(waveform, around) + LOUDNESS_FLOOR).log10()
+    return sample_step, float((loudness[around:] - loudness[:-around]).abs().max())
 
 
 def _quiet_from_edge(waveform: torch.Tensor, length: int, search: int) -> int:
