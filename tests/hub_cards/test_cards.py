@@ -275,6 +275,18 @@ def test_the_card_of_the_shipped_checkpoint_has_the_numbers_of_its_benchmark():
     assert recorded["tiny/listening-unseen-voice", "wer"] == pytest.approx(unseen, abs=0.01)
 
 
+def test_a_text_benchmark_is_a_number_of_the_card(tmp_path):
+    """It has no metrics of the suite, and the harness no error for some of its numbers."""
+    summary = {"suite": "mmlu", "test": "mmlu", "seed": 0, "scores": []}
+    for score, interval in (("mmlu acc", {"low": 0.43, "high": 0.45}), ("mmlu acc_norm", {"low": None, "high": None})):
+        entry = {"metric": "lm-eval", "score": score, "value": 0.44, **interval, "percent": True, "items": 14042}
+        summary["scores"].append(entry)
+    (tmp_path / "scores.json").write_text(json.dumps(summary))
+    results = measured_results(tmp_path)
+    assert [result.shown for result in results] == ["44.00% (43.00% to 45.00%)", "44.00%"]
+    assert results[0].test == "mmlu/mmlu" and results[0].value == 44.0
+
+
 def test_a_folder_without_scores_is_no_evaluation(tmp_path):
     with pytest.raises(ValueError, match=r"There is no scores.json in .*makes it"):
         measured_results(tmp_path)

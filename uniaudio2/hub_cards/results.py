@@ -126,7 +126,9 @@ def measured_results(folder: Path) -> list[Result]:
         test = _suite(suite).get(name) if suite in suite_names() else None
         if test is None:
             raise ValueError(f"{file} holds scores of {suite}/{name}, which no suite has.")
-        left_out = {use.get("label", OF_THE_MACHINE) for use in test["metrics"] if use["metric"] == OF_THE_MACHINE}
+        left_out = {
+            use.get("label", OF_THE_MACHINE) for use in test.get("metrics", ()) if use["metric"] == OF_THE_MACHINE
+        }
         results += [
             _measured(_place(suite, name, test), summary["seed"], entry)
             for entry in summary["scores"]
@@ -188,13 +190,16 @@ def _place(suite: str, name: str, test: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(place: Mapping[str, Any], seed: int, entry: Mapping[str, Any]) -> Result:
     factor, form = (100, "{:.2f}%") if entry["percent"] else (1, "{:.4g}")
-    value, low, high = (form.format(factor * entry[name]) for name in ("value", "low", "high"))
+    # lm-evaluation-harness has no error, so no interval, for some of its numbers.
+    value, *interval = (
+        form.format(factor * entry[name]) for name in ("value", "low", "high") if entry[name] is not None
+    )
     return Result(
         **place,
         score=entry["score"],
         label=entry["score"] if entry["score"] == entry["metric"] else f"{entry['score']} ({entry['metric']})",
         value=round(factor * entry["value"], 4),
-        shown=f"{value} ({low} to {high})",
+        shown=f"{value} ({' to '.join(interval)})" if interval else value,
         source=f"{MEASURED}, seed {seed}",
         items=entry["items"],
     )
