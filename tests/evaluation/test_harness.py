@@ -14,6 +14,7 @@ from uniaudio2.cli import main
 from uniaudio2.evaluation import evaluate
 from uniaudio2.evaluation.compare import compare
 from uniaudio2.evaluation.harness import evaluate_text
+from uniaudio2.evaluation.run import score_again
 
 QUESTIONS = [(a, b) for a in ("one", "two", "three", "six") for b in ("four", "five", "nine")]
 TEXTS = ("seven three nine eight", "one two three four five six", "zero eight six five")
@@ -213,6 +214,10 @@ def test_perplexity_is_reported(llama_folder, processor, tokenizer, tmp_path):
     for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         assert scores[f"perplexity {name}"]["value"] == pytest.approx(expected[f"{name},none"])
         assert scores[f"perplexity {name}"]["better"] == "lower"
+    # Scoring again leaves it in the report.
+    report = (tmp_path / "out/report.md").read_text()
+    assert score_again(tmp_path / "out", [str(tmp_path / "texts.yaml")]) == [summary]
+    assert (tmp_path / "out/report.md").read_text() == report
 
 
 def test_mmlu_without_its_data_is_left_out_with_the_reason(llama_folder, processor, tmp_path, monkeypatch):

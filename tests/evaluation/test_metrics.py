@@ -3,6 +3,7 @@
 import json
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -217,6 +218,20 @@ class TestAgainstAReference:
         with pytest.raises(ValueError, match=message):
             load_metric(name).items([samples], [speech[0]], RATE)
 
+    def test_a_silent_prediction_has_the_value_that_is_documented(self, speech):
+        samples, rate = speech
+        silence = np.zeros_like(samples)
+        with pytest.raises(ValueError, match="the prediction is silent"):
+            load_metric("perceptual_quality").items([silence], [samples], rate)
+        assert load_metric("intelligibility").items([silence], [samples], rate) == pytest.approx(0, abs=0.1)
+        assert load_metric("signal_distortion").items([silence], [samples], rate) == -100
+
+    def test_stoi_is_the_same_every_time_and_leaves_the_global_generator(self, speech):
+        samples, rate = speech
+        state = np.random.get_state()[1].copy()
+        first, second = (load_metric("intelligibility").items([noisy(samples, 0.02)], [samples], rate) for _ in "ab")
+        assert (first == second).all() and (np.random.get_state()[1] == state).all()
+
     @pytest.mark.parametrize("name", PAIRED)
     def test_a_silent_reference_and_one_sample_are_errors(self, name):
         # Two silent recordings have a mel distance: none.
@@ -414,6 +429,12 @@ class TestJudge:
             metric.items(["five"], [" "])
 
 
+def test_a_text_that_is_a_number_is_a_failed_item():
+    failures = {}
+    load_metric("word_error_rate", normalizer="none").items(["one", "two"], ["one", 2], failures=failures)
+    assert failures == {1: "a text must be a string, but is 2"}
+
+
 def test_speed_is_pooled():
     values = load_metric("speed").compute(predictions=[1.0, 1.0], references=[1.0, 3.0])
     assert values == {"rtf": pytest.approx(0.5)}
@@ -456,6 +477,42 @@ def test_a_model_that_is_not_here_is_told_before_the_start(name, monkeypatch):
     metric = load_metric(name, model="nobody/nothing")
     with pytest.raises(MetricUnavailableError, match="hf download nobody/nothing"):
         metric.check()
+
+
+def test_a_model_that_is_not_given_to_the_user_is_told_before_the_start(monkeypatch):
+    """Anybody may look at a gated repository; its files are for those who have leave."""
+
+    class Hub:
+        def model_info(self, *_, **__):
+            return SimpleNamespace(gated="manual", siblings=[])
+
+        def auth_check(self, model):
+            raise OSError(f"Access to {model} is restricted")
+
+    monkeypatch.setattr("uniaudio2.evaluation.pretrained.HfApi", Hub)
+    with pytest.raises(MetricUnavailableError, match=r"Access to some/judge is restricted.*hf download some/judge"):
+        load_metric("judge", model="some/judge").check()
+
+
+def test_a_download_that_fails_leaves_a_metric_out_and_keeps_the_others(tmp_path, monkeypatch):
+    """What was there when the run began may be gone when it is wanted."""
+    suite = {"tests": {"all": {
+        "task": "ASR", "data": {"folder": "elsewhere"}, "columns": {"audio": "file", "text": "text"},
+        "metrics": [{"metric": "judge", "reference": "text", "options": {"model": "some/judge"}},
+                    {"metric": "word_error_rate", "reference": "text", "options": {"normalizer": "none"}}],
+    }}}  # fmt: skip
+    (tmp_path / "late.yaml").write_text(yaml.safe_dump(suite))
+    (tmp_path / "run.json").write_text(json.dumps({"suite": "late", "test": "all"}))
+    (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "0", "fields": {"text": "a"}, "answer": "a"}))
+
+    def gone(*_):
+        raise ConnectionError("the connection was lost")
+
+    monkeypatch.setattr("uniaudio2.evaluation.metrics.judge.check_pretrained", lambda *_: [])
+    monkeypatch.setattr("uniaudio2.evaluation.metrics.judge.load_pretrained", gone)
+    (summary,) = score_again(tmp_path, [str(tmp_path / "late.yaml")])
+    assert summary["left_out"] == [{"metric": "judge", "reason": "the connection was lost"}]
+    assert [entry["score"] for entry in summary["scores"]] == ["wer", "cer", "exact"]
 
 
 def test_opinion_score_needs_its_packages_or_works(speech):

@@ -197,8 +197,10 @@ class TestScoringAlone:
         (summary,) = score_again(folder, [write_suite()])
         assert list(summary["scores"][0]["per_item"].items()) == [("0", 0.0), ("a/1", 0.0)]
         assert list(summary["failed"]) == list(summary["scores"][0]["failures"]) == ["a/2"]
+        # The page has all that it shows beside it, recordings of the data too.
         links = re.findall(r'src="([^"]+)"', (folder / "report.html").read_text())
         assert len(links) == 6 and all((folder / unquote(link)).is_file() for link in links)
+        assert not any(link.startswith("..") for link in links)
 
     @pytest.mark.parametrize(
         ("test", "line", "message"),

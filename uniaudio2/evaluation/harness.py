@@ -165,11 +165,12 @@ def run_benchmark(
         for name, kind in SCORES.items():
             if f"{name},none" not in entry:
                 continue
-            value, error = entry[f"{name},none"], entry.get(f"{name}_stderr,none", float("nan"))
+            value, error = entry[f"{name},none"], entry.get(f"{name}_stderr,none")
+            low, high = (None, None) if error is None else (value - 1.96 * error, value + 1.96 * error)
             summary["scores"].append(
                 {
-                    "metric": "lm-eval", "score": f"{task} {name}", "value": value, "low": value - 1.96 * error,
-                    "high": value + 1.96 * error, "better": kind.better, "percent": kind.percent,
+                    "metric": "lm-eval", "score": f"{task} {name}", "value": value, "low": low, "high": high,
+                    "better": kind.better, "percent": kind.percent,
                     "items": int(entry.get("sample_len", 0)), "failures": {}, "per_item": {},
                 }
             )  # fmt: skip

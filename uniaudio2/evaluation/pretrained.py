@@ -54,7 +54,8 @@ def check_pretrained(model: str, purpose: str) -> list[str]:
 
 
 def load_pretrained(model_class, processor_class, model: str, device: str | torch.device):
-    """A model in evaluation mode on its device, and its processor."""
+    """A model in evaluation mode on its device, and its processor; a `MetricUnavailableError` says how to fetch it."""
+    check_pretrained(model, "this metric")
     return (
         model_class.from_pretrained(model).to(device).eval(),
         processor_class.from_pretrained(model),

@@ -1,6 +1,7 @@
 """The report: one table in Markdown, a page in HTML with the worst cases to listen to, entries for model cards."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
             {
                 "score": _score_name(entry),
                 "measured": shown(entry["value"], entry["percent"]),
-                "95% interval": f"{shown(entry['low'], entry['percent'])} to {shown(entry['high'], entry['percent'])}",
+                "95% interval": _interval(entry),
                 "items": f"{entry['items']}" + (f", {len(entry['failures'])} failed" if entry["failures"] else ""),
                 "published": _published(test, entry["score"], entry["metric"]),
             }
@@ -105,6 +106,12 @@ def _table(test: SuiteTest, summary: dict[str, Any]) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    # The harness has no error for some of its numbers.
+    bounds = [entry["low"], entry["high"]]
+    return "" if None in bounds else " to ".join(shown(value, entry["percent"]) for value in bounds)
 
 
 def _score_name(entry: dict[str, Any]) -> str:
@@ -173,11 +180,21 @@ def _worst(
                 "id": name,
                 "score": f"{entry['score']} {shown(entry['per_item'][name], entry['percent'])}",
                 "texts": texts,
-                "audio": {field: _link(Path(value), output) for field, value in audio.items()},
+                "audio": {
+                    field: _link(_kept(value, f"{picture.stem}-{field}", output, pictures), output)
+                    for field, value in audio.items()
+                },
                 "picture": _link(picture, output),
             }
         )
     return cases
+
+
+def _kept(recording: Path, name: str, output: Path, folder: Path) -> Path:
+    """A recording that lies elsewhere is copied, so that the page can be moved and sent."""
+    if recording.resolve().is_relative_to(output.resolve()) or not recording.is_file():
+        return recording
+    return Path(shutil.copyfile(recording, folder / f"{name}{recording.suffix}"))
 
 
 def _link(path: Path, output: Path) -> str:

@@ -127,12 +127,12 @@ def score_again(
     Raises:
         ValueError: if there are no predictions, or those of a test that the suites do not have.
     """
-    from .manifest import PREDICTIONS_FILE, read_run
+    from .manifest import PREDICTIONS_FILE, QUESTIONS_FILE, read_json, read_run
     from .report import write_report
-    from .score import score
+    from .score import SCORES_FILE, score
     from .suite import load_suite
 
-    folders = sorted(path.parent for path in Path(folder).rglob(PREDICTIONS_FILE))
+    folders = sorted(path.parent for name in (PREDICTIONS_FILE, QUESTIONS_FILE) for path in Path(folder).rglob(name))
     if not folders:
         raise ValueError(f"There is no {PREDICTIONS_FILE} in {folder}: there is nothing to score.")
     runs = [read_run(path) for path in folders]
@@ -145,6 +145,10 @@ def score_again(
             f"the tests {', '.join(f'{suite}/{test}' for suite, test in known)}."
         )
     tests = [known[run["suite"], run["test"]] for run in runs]
-    summaries = [score(test, path, device, seed=seed) for test, path in zip(tests, folders, strict=True)]
+    summaries = [
+        # A text benchmark has been scored by its harness.
+        score(test, path, device, seed=seed) if test.harness is None else read_json(path / SCORES_FILE)
+        for test, path in zip(tests, folders, strict=True)
+    ]
     write_report(tests, summaries, folders, Path(folder))
     return summaries

@@ -92,8 +92,8 @@ def score(
             failed = {predictions[index]["id"]: message for index, message in failures.items()}
             good = [index for index, row in enumerate(found) if index not in failures and not np.isnan(row).all()]
             results += _results(use, metric, found, good, predictions, failed, seed)
-        except (ValueError, OSError, ImportError) as error:
-            # An `OSError` is a model that was to be downloaded and could not be.
+        except (ValueError, OSError, ImportError, MetricUnavailableError) as error:
+            # All but the first: a model that was to be downloaded and could not be.
             absent.append({"metric": use.label, "reason": " ".join(str(error).split())})
             found = np.full((len(predictions), len(metric.scores)), np.nan)
         rows[use.label] = found
