@@ -1,5 +1,6 @@
 """Every example of the README runs, in the order of the page, as a reader would try them."""
 
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -21,6 +22,19 @@ def test_links_and_pictures_lead_somewhere():
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert any(target.endswith(".png") for target in targets)
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_badges_say_what_the_package_says():
+    badges = dict(re.findall(r"img\.shields\.io/badge/(\w+)-(.+)-\w+\)", README))
+    package = configparser.ConfigParser()
+    package.read(ROOT / "setup.cfg", encoding="utf-8")
+    needed = dict(line.split(">=") for line in package["options"]["install_requires"].split())
+    assert badges == {
+        "arXiv": "2602.04683",
+        "python": package["options"]["python_requires"].removeprefix(">=") + "%2B",
+        "transformers": needed["transformers"] + "%2B",
+        "licence": package["metadata"]["license"].replace("-", "--"),
+    }
 
 
 @pytest.mark.checkpoint
