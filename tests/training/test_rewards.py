@@ -30,6 +30,14 @@ def test_transcripts_are_rewarded_by_their_errors():
     assert transcript_reward([""] * 5, completions, task=tasks, text=texts) == [0.75, 1.0, 0.0, None, 0.0]
 
 
+def test_characters_count_where_words_are_not_spaced():
+    """One of six wrong; the Latin word between them is one word."""
+    texts, completions = ["今天天气真好", "我用 Python 写"], ["今天天气很好。", "我用Python写"]
+    rewards = transcript_reward([""] * 2, completions, task=["transcription"] * 2, text=texts)
+    assert rewards == pytest.approx([5 / 6, 1.0])
+    assert word_overlap("一只狗在叫", "一只狗叫") == pytest.approx(2 * 4 / 9)
+
+
 def test_captions_are_rewarded_by_the_words_they_share():
     assert word_overlap("a dog barks", "A dog is barking.") == pytest.approx(2 * 2 / 7)
     assert word_overlap("dog dog dog", "a dog barks") == pytest.approx(2 * 1 / 6)

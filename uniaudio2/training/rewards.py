@@ -21,6 +21,8 @@ JUDGE_PROMPT = (
     "all) to 5 (in everything)?\n\nFirst: {reference}\n\nSecond: {answer}\n\nReply with one digit."
 )
 RATINGS = ("1", "2", "3", "4", "5")
+# Ideographs and kana, which are written without spaces: each counts as a word.
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 
 
 def format_reward(
@@ -36,7 +38,7 @@ def format_reward(
 def transcript_reward(
     prompts: Sequence[str], completions: Sequence[str], task: Sequence[str], text: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 - WER, at least 0, of transcriptions, without regard to case and punctuation.
+    """1 - WER, at least 0, of transcriptions, without regard to case and punctuation; of Chinese the characters count.
 
     Raises:
         ImportError: If jiwer is not installed.
@@ -146,7 +148,8 @@ class JudgeReward:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
+    word = rf"[^\W_{UNSPACED}]+"
+    return re.findall(rf"[{UNSPACED}]|{word}(?:'{word})*", text.lower())
 
 
 # By the names that recipes use; the judge needs a model and is built by itself.
