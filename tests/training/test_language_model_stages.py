@@ -233,6 +233,19 @@ def test_a_packed_batch_with_a_mask_is_refused(make_trainer, batches):
         trainer.count_items(batch)
 
 
+def test_a_packed_batch_of_several_rows_with_flash_attention_is_refused(make_trainer, batches, monkeypatch):
+    """transformers' flash attention would let their sequences attend to each other."""
+    trainer = make_trainer(AudioTextPretrainingTrainer)
+    batch = stack([{k: v for k, v in row.items() if not k.startswith("semantic")} for row in batches[:2]])
+    batch["position_ids"] = torch.arange(batch["labels"].shape[1])[None].expand(2, -1)
+    del batch["attention_mask"]
+    trainer.count_items(batch)
+    monkeypatch.setattr(trainer.model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="per_device_train_batch_size=1"):
+        trainer.count_items(batch)
+    trainer.count_items({name: value[:1] for name, value in batch.items()})
+
+
 def test_the_first_stage_asks_for_its_decoder(model, tmp_path):
     with pytest.raises(ValueError, match="add_semantic_decoder"):
         UnderstandingWarmupTrainer(copy.deepcopy(model), StageTrainingArguments(str(tmp_path), report_to=[]))

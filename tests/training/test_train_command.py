@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from peft import PeftModel, load_peft_weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from uniaudio2 import ReasoningCodecConfig, UniAudio2ForConditionalGeneration, UniAudio2Processor
@@ -17,7 +18,6 @@ from uniaudio2.training.language_model_stages import targets_of
 from uniaudio2.training.recipe import RECIPES, load_recipe, merge
 
 TEXTS = ("seven three nine", "one two", "zero eight six five", "nine")
-SIZES = ("size_tiny", "size_1b", "size_3b")
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,50 @@ def test_from_a_llama_through_stages_to_speech_and_text(model_folder, codes_fold
     assert spoken.reconstruction_codes[0].shape[0] == 8
 
 
+def test_through_stages_with_adapters_the_llama_stays_what_it_was(model_folder, codes_folder, tokenizer, tmp_path):
+    """Of a Llama in bfloat16. The second stage goes on with the adapters of the first; with them off, text logits are
+    the Llama's, bit for bit. What learns is in float32."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    depth = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    arguments = [f"depth_decoder_config={depth}", "--codec", str(model_folder / "codec")]
+    assert main(["train", "init", str(tmp_path / "llama"), str(tmp_path / "start"), *arguments]) == 0
+
+    def run(stage, path, *more):
+        sources = json.dumps([{"path": str(codes_folder), "task": "ASR"}, {"path": str(codes_folder), "task": "TTS"}])
+        values = [f"model.path={path}", "model.semantic_feature_size=16", f"output={tmp_path / stage}",
+                  f"data.sources={sources}", "data.validation=null", "data.context=160", "arguments.max_steps=2",
+                  "arguments.report_to=none", "arguments.warmup_steps=0", "lora.rank=2", "lora.alpha=4"]  # fmt: skip
+        values += more
+        return main(["train", stage, "--config", stage_recipe(stage), "size_tiny", "lora", *values])
+
+    first, second = tmp_path / "understanding-warmup", tmp_path / "pretraining"
+    assert run("understanding-warmup", tmp_path / "start") == 0
+    assert run("pretraining", first / "model", "lora.rank=3") == 2  # other adapters than those that are there
+    assert run("pretraining", first / "model") == 0
+
+    ids = torch.randint(len(tokenizer), (1, 7))
+    llama = LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.float32).eval()
+    for folder in (first, second):
+        model = UniAudio2ForConditionalGeneration.from_pretrained(folder / "unmerged").eval()
+        merged = UniAudio2ForConditionalGeneration.from_pretrained(folder / "model").eval()
+        assert {p.dtype for p in [*model.parameters(), *merged.parameters()]} == {torch.float32}
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, llama(ids).logits)
+            assert not torch.equal(merged(ids).logits, llama(ids).logits)
+            adapted = PeftModel.from_pretrained(model, folder / "adapters").eval()
+            torch.testing.assert_close(adapted(ids).logits, merged(ids).logits)
+            with adapted.disable_adapter():
+                assert torch.equal(adapted(ids).logits, llama(ids).logits)
+    before, after = (load_peft_weights(folder / "adapters") for folder in (first, second))
+    starts = [name for name in before if "lora_A" in name]
+    assert starts and all((after[name] - before[name]).abs().max() < 4 * 5e-4 for name in starts)  # two steps further
+
+
 # --- Recipes ---
 
 
@@ -197,19 +241,31 @@ def test_the_command_line_knows_all_stages():
 
 
 @pytest.mark.parametrize("stage", LANGUAGE_MODEL_STAGES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "parameters"), [("tiny", 1_647_712), ("1b", 2_453_123_072), ("3b", 4_863_493_120)])
 @pytest.mark.parametrize("adapters", [[], ["lora"]])
-def test_shipped_recipes_are_complete(stage, size, adapters):
-    """Every stage in every size, with and without adapters; nothing in them is unknown."""
-    run = LanguageModelRun(stage, load_recipe([stage_recipe(stage), size, *adapters]))
-    assert run.recipe["data"]["context"] in (256, 1024, 2048)
+def test_shipped_recipes_say_what_they_would_do(stage, size, parameters, adapters):
+    """Every stage in every size, with and without adapters, before any of the folders in them is there."""
+    run = LanguageModelRun(stage, load_recipe([stage_recipe(stage), f"size_{size}", *adapters]))
+    text = run.describe()
+    counts = {line[:21].strip(): line.split() for line in text.splitlines() if "trainable" in line}
+    whole, learns = (int(counts["total"][place].replace(",", "")) for place in (1, 3))
+    is_whole = stage in ("pretraining", "mid-training") and not adapters
+    assert (whole == learns == parameters) if is_whole else (whole >= parameters and 0 < learns < parameters)
+    assert ("adapters" in counts) == bool(adapters)
+    assert "there yet" not in text if size == "tiny" else "not there yet" in text
+    context = {"tiny": 256}.get(size, 2048 if stage == "mid-training" else 1024)
+    assert run.recipe["data"]["context"] == context
 
 
-@pytest.mark.parametrize(("name", "stage"), [("no_sentences", "mid-training"), ("no_experts", "pretraining")])
-def test_ablations_lie_over_their_stage(name, stage):
+@pytest.mark.parametrize(
+    ("name", "stage", "parameters"),
+    [("no_sentences", "mid-training", "4,863,493,120"), ("no_experts", "pretraining", "4,360,139,776")],
+)
+def test_ablations_lie_over_their_stage(name, stage, parameters):
     run = LanguageModelRun(stage, load_recipe([stage_recipe(stage), "size_3b", f"ablation_{name}"]))
     assert name.replace("_", "-") in run.recipe["output"]
     assert not any("sentences" in entry for entry in run.recipe["data"]["sources"])
+    assert parameters in run.describe()
 
 
 def test_a_dry_run_says_what_would_be_done(capsys):
@@ -217,7 +273,7 @@ def test_a_dry_run_says_what_would_be_done(capsys):
     text = capsys.readouterr().out
     assert "1.6 text_loss + 1 audio_loss" in text
     assert "50.0% of the rows  text_only" in text and "held out: text_only heldout-texts, ASR" in text
-    assert "new for this stage" in text and "GiB per device" in text
+    assert "adapters" in text and "trained copies" in text and "GiB per device" in text
     assert "1,024 rows (1 devices), 50 steps" in text
 
 
@@ -225,14 +281,40 @@ def test_a_dry_run_says_what_would_be_done(capsys):
     ("values", "message"),
     [
         (["data.kontext=3"], "Unknown key data.kontext"),
-        (["optimizer.name=adam"], "Unknown section 'optimizer'"),
+        (["optimizer.name=adam"], "Unknown section optimizer"),
         (["model.path=null"], "lacks model.path"),
+        (["model.path=some/where/else"], "There is no model folder some/where/else"),
+        (["size_3b", "model.shape.hiden_size=3"], "did you mean model.shape.hidden_size"),
+        (["arguments.learning_rat=1"], "did you mean arguments.learning_rate?"),
+        (["arguments.max_steps=ten"], "must be a positive integer, but is 'ten'"),
+        (["lora.rank=4"], "lacks lora.alpha"),
+        (["lora", "lora.rnk=4"], "did you mean lora.rank?"),
+        (["lora", "lora.dropout=much"], "lora.dropout must be a number"),
+        (["loss.weights.txt_loss=1"], "did you mean loss.weights.text_loss?"),
+        (["size_3b", "loss.codebook_weights=[1, 2]"], "has 2 values, the model 8 codebooks"),
+        (["data=3"], "Section 'data' of the recipe holds keys and values"),
+        (["data.sources=[]"], "data.sources is empty"),
+        (["data.sources=[{task: ASR}]"], "lacks its 'path'"),
+        (["data.sources=[{path: a, task: ASR, wieght: 2}]"], "did you mean weight?"),
+        (["data.sources=[{path: a, task: ASR, weight: much}]"], "must be a number, but is 'much'"),
+        (["data.sources=[{path: a, task: TTS, condition_dropout: 2}]"], "must lie between 0 and 1"),
         (["size_9b"], "There is no recipe size_9b"),
     ],
 )
 def test_mistakes_in_recipes_are_named(values, message, capsys):
-    assert main(["train", "pretraining", "--config", "pretraining", *values]) == 2
+    assert main(["train", "pretraining", "--config", "pretraining", *values, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_mistakes_in_the_values_of_a_new_model_are_named(model_folder, tmp_path, capsys):
+    meant = {
+        "num_understandin_layers=1": "did you mean num_understanding_layers",
+        "depth_decoder_config={hiden_size: 1}": "did you mean depth_decoder_config.hidden_size",
+    }
+    for value, message in meant.items():
+        words = ["train", "init", str(tmp_path), str(tmp_path / "out"), value, "--codec", str(model_folder / "codec")]
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_recipes_are_found_or_listed(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -58,7 +59,7 @@ def records(codes):
 
 def test_codes_on_disk_are_those_of_each_recording(manifest, processor, tmp_path):
     folder = tokenize(str(manifest), tmp_path / "codes", processor, tasks=["ASR"], rows_per_shard=4, batch_size=3)
-    assert sorted(path.name for path in folder.iterdir()) == ["shard-000000.parquet", "shard-000001.parquet"]
+    assert sorted(path.name for path in folder.glob("*.parquet")) == ["shard-000000.parquet", "shard-000001.parquet"]
     dataset = load_manifest(str(folder))
     assert dataset["text"][:] == TEXTS
     assert dataset.features["audio"]["reasoning_codes"].feature.dtype == "int16"
@@ -71,7 +72,7 @@ def test_codes_on_disk_are_those_of_each_recording(manifest, processor, tmp_path
 
 def test_finished_shards_are_not_made_again(manifest, processor, tmp_path, monkeypatch):
     folder = tokenize(str(manifest), tmp_path / "codes", processor, rows_per_shard=2)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
     (folder / "shard-000001.parquet").unlink()
     calls = []
     encode = processor.encode_audio
@@ -80,6 +81,56 @@ def test_finished_shards_are_not_made_again(manifest, processor, tmp_path, monke
     assert calls == [2]
     assert (folder / "shard-000000.parquet").stat().st_mtime_ns == before["shard-000000.parquet"]
     assert load_manifest(str(folder))["text"][:] == TEXTS
+    with pytest.raises(ValueError, match=r"other settings \(rows_per_shard: \[2\] there, \[3\] now\)"):
+        tokenize(str(manifest), tmp_path / "codes", processor, rows_per_shard=3)
+
+
+def test_a_process_reads_the_rows_of_its_own_shards(manifest, processor, tmp_path, monkeypatch):
+    """The second of two processes; a bad row of the first one's is not its business."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0]["text"] = " "
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("uniaudio2.training.tokenization.PartialState", lambda: SimpleNamespace(
+        num_processes=2, process_index=1, is_main_process=False, wait_for_everyone=lambda: None))  # fmt: skip
+    folder = tokenize(str(manifest), tmp_path / "codes", processor, tasks=["ASR"], rows_per_shard=2)
+    assert [path.name for path in folder.iterdir()] == ["shard-000001.parquet"]
+    assert load_manifest(str(folder))["text"][:] == TEXTS[2:4]
+    rows[3]["text"] = ""
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="Row 3: 'text' must be a text that is not empty"):
+        tokenize(str(manifest), tmp_path / "again", processor, tasks=["ASR"], rows_per_shard=2)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mixtures_differ_in_their_number_of_sources(processor, tmp_path, tone, streaming):
+    """Two or three; texts that are empty in the first rows keep their type."""
+    rows = []
+    for index in range(4):
+        names = ["audio", "target_audio_1", "target_audio_2"][: 2 + index % 2]
+        rows.append({name: f"{index}-{name}.wav" for name in names} | {"caption": None if index < 2 else "rain"})
+        for place, name in enumerate(names):
+            sf.write(tmp_path / f"{index}-{name}.wav", tone(0.4, frequency=200.0 + 100 * place), 24_000)
+    (tmp_path / "mixtures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tokenize(str(tmp_path / "mixtures.jsonl"), tmp_path / "codes", processor, rows_per_shard=2, batch_size=2)
+    dataset = load_manifest(str(folder), streaming=streaming)
+    assert [row["target_audio_2"] is None for row in dataset] == [True, False, True, False]
+    assert [row["caption"] for row in dataset] == [None, None, "rain", "rain"]
+    source = make_source({"sentences": "mixture_and_sources"}, dataset, processor, 0, 0)
+    counts = []
+    for draw in islice(source.draws(0, 4000), 4):
+        (rows,) = processor.example_rows([[source.turn(draw, 4000)]])
+        counts.append(len(source.turn(draw, 4000).values))
+        assert len(rows) == draw.length
+    assert sorted(counts) == [2, 2, 3, 3]
+    with pytest.raises(ValueError, match=r"no 'target_audio_2'|lacks \['target_audio_2'\]"):
+        next(make_source({"task": "speech_ss"}, dataset, processor, 0, 0).draws(0, 4000))
+
+
+def test_a_shard_of_corrupt_recordings_alone_is_an_empty_one(manifest, processor, tmp_path):
+    for index in (0, 1):
+        (tmp_path / f"{index}.wav").write_bytes(b"nothing")
+    folder = tokenize(str(manifest), tmp_path / "codes", processor, rows_per_shard=2)
+    assert load_manifest(str(folder))["text"][:] == TEXTS[2:]
 
 
 def test_features_of_the_frozen_encoder_are_written_too(manifest, processor, tmp_path):

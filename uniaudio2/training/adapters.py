@@ -1,5 +1,8 @@
 """Low-rank adapters for the stages of the language model (the paper trains with LoRA)."""
 
+from pathlib import Path
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from .language_model_stages import LanguageModelStageTrainer, model_parts
@@ -44,3 +47,31 @@ def add_adapters(
     )
     # In the dtype of the model: mixed dtypes fail when ZeRO-3 lays parameters out side by side.
     return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def load_adapters(model: nn.Module, folder: Path) -> None:
+    """
+    Go on with the adapters of an earlier stage.
+
+    Args:
+        model (`PeftModel`): With new adapters, as [`add_adapters`] made it.
+        folder (`Path`): Theirs. New parts in it are not read: those of the model are theirs already.
+
+    Raises:
+        ValueError: If they have another rank, scale or layers.
+    """
+    from peft import PeftConfig, load_peft_weights
+
+    theirs, (mine,) = PeftConfig.from_pretrained(folder), model.peft_config.values()
+    names = {"r": "lora.rank", "lora_alpha": "lora.alpha", "target_modules": "layers"}
+    for name, word in names.items():
+        if getattr(theirs, name) != getattr(mine, name):
+            raise ValueError(
+                f"The adapters in {folder} have {word} {getattr(theirs, name)}, but the recipe "
+                f"{getattr(mine, name)}: take theirs, or remove the folder to start new ones on the merged model."
+            )
+    parameters = dict(model.named_parameters())
+    for name, value in load_peft_weights(folder, device="cpu").items():
+        if "lora_" in name:  # peft leaves the name of the adapter out of its files
+            module, _, leaf = name.rpartition(".")
+            parameters[f"{module}.default.{leaf}"].data.copy_(value)

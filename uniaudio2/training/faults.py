@@ -3,10 +3,12 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -14,12 +16,30 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 UNFINISHED = "_unfinished"
 
 
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """
+    A folder that has its name only when it is complete: written aside under the one that is given, then renamed. What
+    had the name before is replaced; what a killed process left aside is removed.
+    """
+    aside = folder.with_name(f"{folder.name}{UNFINISHED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
 class FaultTolerance:
     """
     Beside a [`~transformers.Trainer`] among the bases of a class, and before it.
 
-    - A gradient that is not finite stops the training before the weights change; the batches of that step are saved
-      beside the checkpoints.
+    - A gradient that is not finite stops the training before the weights change (under DeepSpeed, which moves them in
+      the backward pass, after); the batches of that step are saved beside the checkpoints.
     - A checkpoint is written in a folder of its own and renamed when it is complete, so that a crash, a kill or a full
       disk leaves the one before as it was.
     - Evaluation makes the same random choices every time, and leaves those of the training alone: a run with
@@ -43,17 +63,19 @@ class FaultTolerance:
         """The last place before the optimiser moves the weights."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if grad_norm is not None and not torch.isfinite(torch.as_tensor(grad_norm)):
-            self._stop("gradient norm", float(grad_norm))
+            have_moved = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+            self._stop("gradient norm", float(grad_norm), have_moved)
         return grad_norm
 
-    def _stop(self, what: str, value: float) -> None:
+    def _stop(self, what: str, value: float, weights_have_moved: bool = False) -> None:
         step = self.state.global_step + 1
         path = Path(self.args.output_dir) / f"not_finite_step-{step}_process-{self.args.process_index}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"step": step, what: value, "batches": self._step_batches}, path)
         raise FloatingPointError(
-            f"The {what} of step {step} is {value}. The weights are as before this step. Its batches are saved "
-            f"in {path}; the last checkpoint in {path.parent} is good."
+            f"The {what} of step {step} is {value}. The weights "
+            f"{'have moved already' if weights_have_moved else 'are as before this step'}. Its batches are saved in "
+            f"{path}; the last checkpoint in {path.parent} is good."
         )
 
     def _get_output_dir(self, trial=None) -> str:

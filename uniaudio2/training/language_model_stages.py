@@ -64,11 +64,7 @@ class LanguageModelStageTrainer(StageTrainer):
     ):
         super().__init__(model, args, **kwargs)
         self.codebook_weights = tuple(codebook_weights or self.codebook_weights)
-        if len(self.codebook_weights) != model.config.num_codebooks:
-            raise ValueError(
-                f"`codebook_weights` has {len(self.codebook_weights)} values, but the model "
-                f"{model.config.num_codebooks} codebooks."
-            )
+        check_codebook_weights(self.codebook_weights, model.config)
 
     @classmethod
     def trained_modules(cls, model: nn.Module) -> list[str]:
@@ -116,7 +112,7 @@ class LanguageModelStageTrainer(StageTrainer):
         return values, outputs
 
     def count_items(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        refuse_mask_of_packed(inputs)
+        refuse_what_joins_packed(inputs, self.model.config._attn_implementation)
         text, codes = targets_of(inputs)
         _, is_next_audio = following_rows(*row_arguments(inputs))
         num_text, num_frames = (text != IGNORED_LABEL).sum(), is_next_audio.sum()
@@ -269,12 +265,29 @@ def targets_of(inputs: dict[str, Any]) -> tuple[torch.LongTensor, torch.LongTens
     ]
 
 
-def refuse_mask_of_packed(inputs: dict[str, Any]) -> None:
-    """With a mask or a cache, positions that start again would no longer keep packed sequences apart."""
-    if "position_ids" in inputs and (inputs.get("attention_mask") is not None or inputs.get("past_key_values")):
+def check_codebook_weights(weights: Sequence[float] | None, config: UniAudio2Config) -> None:
+    """One for each codebook, if there are any; else a `ValueError`."""
+    if weights is not None and len(weights) != config.num_codebooks:
+        raise ValueError(f"`codebook_weights` has {len(weights)} values, the model {config.num_codebooks} codebooks.")
+
+
+def refuse_what_joins_packed(inputs: dict[str, Any], attention: str | None = None) -> None:
+    """
+    Refuse a packed batch whose sequences would attend to each other: with a mask or a cache, and where transformers'
+    flash attention gets several rows (it reads positions of a batch of one only).
+    """
+    if "position_ids" not in inputs:
+        return
+    if inputs.get("attention_mask") is not None or inputs.get("past_key_values"):
         raise ValueError(
             "A batch with `position_ids` is packed and must come without `attention_mask` and `past_key_values`: with "
             "them its sequences would attend to each other."
+        )
+    if "flash" in (attention or "") and len(inputs["position_ids"]) > 1:
+        raise ValueError(
+            f"With {attention}, transformers keeps packed sequences apart in a batch of one only: take "
+            "per_device_train_batch_size=1 and a longer context, or load the model with "
+            "attn_implementation='sdpa' or 'flex_attention'."
         )
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from ..processing.tasks import TASKS, get_task
 
+# Of a mixture; the first is `target_audio_1`.
+FURTHER_SOURCES = tuple(f"target_audio_{index}" for index in range(2, 8))
+
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -37,7 +40,12 @@ def load_manifest(name: str, split: str = "train", streaming: bool = False):
     elif path.suffix in _FORMATS or path.is_absolute():
         raise FileNotFoundError(f"There is no manifest {name}.")
     else:
-        dataset = datasets.load_dataset(name, split=split, streaming=streaming)
+        try:
+            dataset = datasets.load_dataset(name, split=split, streaming=streaming)
+        except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise FileNotFoundError(
+                f"There is no manifest {name}: no such file or folder here, and on the Hub: {error}"
+            ) from error
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Audio):
             dataset = dataset.cast_column(column, datasets.Audio(decode=False))
@@ -47,12 +55,17 @@ def load_manifest(name: str, split: str = "train", streaming: bool = False):
 def audio_fields(columns: Iterable[str]) -> list[str]:
     """Those of the columns that hold recordings."""
     names = {field for task in TASKS.values() for field in task.fields if not task.is_text(field)}
-    names |= {f"target_audio_{index}" for index in range(1, 8)}
+    names |= {"target_audio_1", *FURTHER_SOURCES}
     return [column for column in columns if column in names]
 
 
 def checked_rows(
-    rows: Iterable[Mapping[str, Any]], audio: Sequence[str], folder: Path, tasks: Sequence[str] = ()
+    rows: Iterable[Mapping[str, Any]],
+    audio: Sequence[str],
+    folder: Path,
+    tasks: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    first_number: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """
     The rows of a manifest with the paths of their recordings resolved.
@@ -62,16 +75,25 @@ def checked_rows(
         audio (`Sequence[str]`): The columns with recordings.
         folder (`Path`): Where relative paths start.
         tasks (`Sequence[str]`, *optional*): Tasks whose fields every row must have.
+        texts (`Sequence[str]`, *optional*): Further columns that must hold a text.
+        first_number (`int`, *optional*, defaults to 0): Of the first of these rows.
+
+    Returns:
+        `Iterator[dict[str, Any]]`: Further sources of a mixture (`target_audio_2` and on) may be `None`, if no task
+        needs them: mixtures differ in their number.
 
     Raises:
         ValueError: Names the row, counted from 0, and the field that is missing, empty or of a wrong type.
     """
     needed = {field: get_task(name).is_text(field) for name in tasks for field in get_task(name).fields}
-    needed |= dict.fromkeys(audio, False)
-    for number, row in enumerate(rows):
+    optional = {name for name in FURTHER_SOURCES if name not in needed}
+    needed |= dict.fromkeys(audio, False) | dict.fromkeys(texts, True)
+    for number, row in enumerate(rows, first_number):
         checked = dict(row)
         for field, is_text in needed.items():
             value = checked.get(field)
+            if value is None and field in optional:
+                continue
             if value is None:
                 raise ValueError(f"Row {number} of the manifest has no {field!r}; it has {sorted(row)}.")
             if is_text and (not isinstance(value, str) or not value.strip()):

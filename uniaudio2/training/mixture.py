@@ -8,7 +8,7 @@ resumed training reads the stream again from its start, without making anything 
 buffer too, which the state of a stream does not hold.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count, groupby
@@ -25,6 +25,7 @@ from ..processing.tasks import REASONING, TEXT, Segment, TaskFormat, get_task
 from ..processing.turns import Turn, example, prompt_text
 from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
 from .manifest import import_datasets
+from .recipe import refuse_unknown
 
 # Packed rows that are filled side by side. More leave less padding at the ends and mix less.
 OPEN_ROWS = 16
@@ -40,12 +41,20 @@ class Records:
         dataset ([`~datasets.Dataset`]): The records.
         processor (`UniAudio2Processor`): Counts tokens, knows the number of codebooks.
         audio (`Sequence[str]`), texts (`Sequence[str]`): The columns that are used.
+        optional (`Collection[str]`, *optional*): Those of them that a record may leave empty.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, or a record leaves one empty.
     """
 
-    def __init__(self, dataset, processor: UniAudio2Processor, audio: Sequence[str], texts: Sequence[str]):
+    def __init__(
+        self,
+        dataset,
+        processor: UniAudio2Processor,
+        audio: Sequence[str],
+        texts: Sequence[str],
+        optional: Collection[str] = (),
+    ):
         missing = [name for name in (*audio, *texts) if name not in dataset.column_names]
         if missing:
             raise ValueError(f"The records lack {missing}; their columns are {dataset.column_names}.")
@@ -57,26 +66,38 @@ class Records:
         for name in self.texts:
             # Kept by `datasets` on the disk, where it keeps what it computed.
             counts = dataset.select_columns([name]).map(
-                lambda batch, name=name: {"n": [len(ids) for ids in tokenizer(
-                    batch[name], add_special_tokens=False, split_special_tokens=True)["input_ids"]]},
+                lambda batch, name=name: {"n": text_sizes(batch[name], tokenizer)},
                 batched=True, remove_columns=[name], desc=f"lengths of {name}",
             )  # fmt: skip
             self._sizes[name] = np.asarray(counts.with_format("numpy")["n"][:])
+        for name in (*self.audio, *self.texts):
+            empty = np.flatnonzero(self._is_empty(name))
+            if len(empty) and name not in optional:
+                raise ValueError(
+                    f"Record {empty[0]} has no {name!r}, and so have {len(empty)} of {len(self)} records."
+                )
+
+    def _is_empty(self, name: str) -> np.ndarray:
+        sizes = self._sizes[name]
+        return sizes[:, 1] == 0 if name in self.audio else sizes == EMPTY
 
     def _frames(self, name: str) -> np.ndarray:
         import pyarrow.compute as pc
 
         column = self.dataset.select_columns([name]).with_format("arrow")[:].column(name)
         streams = [pc.struct_field(column, stream) for stream in ("reasoning_codes", "reconstruction_codes")]
-        return np.stack([pc.list_value_length(codes).to_numpy() for codes in streams], axis=1) // self.num_codebooks
+        lengths = [pc.fill_null(pc.list_value_length(codes), 0).to_numpy() for codes in streams]
+        return np.stack(lengths, axis=1) // self.num_codebooks
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def sizes(self, index: int) -> dict[str, AudioSize | int]:
-        """Of every value that is used."""
+        """Of every value that is used and not empty."""
         sizes = {name: AudioSize(*map(int, self._sizes[name][index])) for name in self.audio}
-        return sizes | {name: int(self._sizes[name][index]) for name in self.texts}
+        sizes = {name: size for name, size in sizes.items() if size.reconstruction}
+        texts = {name: int(self._sizes[name][index]) for name in self.texts}
+        return sizes | {name: size for name, size in texts.items() if size != EMPTY}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The values of a record, its recordings as [`AudioCodes`]."""
@@ -100,7 +121,7 @@ class StreamedRecords:
 
     Args:
         dataset ([`~datasets.IterableDataset`]): The records.
-        processor, audio, texts: As of [`Records`].
+        processor, audio, texts, optional: As of [`Records`].
         seed (`tuple[int, ...]`): Of the order.
         shuffle_buffer (`int`, *optional*, defaults to 0):
             How many records are held to draw the next one from; every time through is another order then. Without,
@@ -118,7 +139,9 @@ class StreamedRecords:
         texts: Sequence[str],
         seed: tuple[int, ...],
         shuffle_buffer: int = 0,
+        optional: Collection[str] = (),
     ):
+        self.required = [name for name in (*audio, *texts) if name not in optional]
         self.dataset, self.seed, self.shuffle_buffer = dataset, seed, shuffle_buffer
         self.audio, self.texts = tuple(audio), tuple(texts)
         self.num_codebooks, self.tokenizer = processor.num_codebooks, processor.tokenizer
@@ -126,27 +149,40 @@ class StreamedRecords:
     def epoch(self, number: int) -> Iterator[dict[str, Any]]:
         """Once through."""
         for record in shuffled(self.dataset, self.shuffle_buffer, np.random.default_rng([*self.seed, 2, number])):
-            missing = [name for name in (*self.audio, *self.texts) if record.get(name) is None]
+            missing = [name for name in self.required if record.get(name) is None]
             if missing:
                 raise ValueError(f"A record of the stream lacks {missing}; it has {sorted(record)}.")
             yield record
 
     def sizes_of(self, record: Mapping[str, Any]) -> dict[str, AudioSize | int]:
-        """Of every value that is used."""
+        """Of every value that is used and not empty."""
         sizes: dict[str, AudioSize | int] = {}
         for name in self.audio:
-            streams = (record[name]["reasoning_codes"], record[name]["reconstruction_codes"])
-            sizes[name] = AudioSize(*(len(codes) // self.num_codebooks for codes in streams))
+            if record.get(name) is not None:
+                streams = (record[name]["reasoning_codes"], record[name]["reconstruction_codes"])
+                sizes[name] = AudioSize(*(len(codes) // self.num_codebooks for codes in streams))
         for name in self.texts:
-            ids = self.tokenizer(record[name], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            sizes[name] = len(ids)
+            if record.get(name) is not None:
+                (sizes[name],) = text_sizes([record[name]], self.tokenizer)
         return sizes
+
+
+# The size of a text that is not there; "" is there, and has no tokens.
+EMPTY = -1
+
+
+def text_sizes(texts: Sequence[str | None], tokenizer) -> list[int]:
+    """Tokens of each text."""
+    ids = tokenizer([text or "" for text in texts], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [EMPTY if text is None else len(row) for text, row in zip(texts, ids, strict=True)]
 
 
 def with_codes(record: Mapping[str, Any], audio: Sequence[str], num_codebooks: int) -> dict[str, Any]:
     """A record with its recordings as [`AudioCodes`]."""
     values = dict(record)
     for name in audio:
+        if record.get(name) is None:
+            continue
         codes = {
             stream: torch.as_tensor(record[name][stream], dtype=torch.long).view(-1, num_codebooks).T
             for stream in ("reasoning_codes", "reconstruction_codes")
@@ -553,6 +589,32 @@ def features_of_rows(turn: Turn, rows: Rows, features: torch.Tensor) -> torch.Te
     return result
 
 
+# Keys of an entry of `data.sources`. Of these `streaming` and `split` are for reading `path`.
+SOURCE_KEYS = ("path", "split", "streaming", "shuffle_buffer", "task", "sentences", "weight", "condition_dropout")
+
+
+def check_source(entry: Any) -> None:
+    """
+    Check what a recipe says of a source, without its data.
+
+    Raises:
+        ValueError: Names the key, and what it may be.
+    """
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"A source is a mapping such as {{path: codes, task: ASR, weight: 1}}, but this is {entry!r}."
+        )
+    refuse_unknown(entry, SOURCE_KEYS, "key of a source")
+    if ("task" in entry) == ("sentences" in entry):
+        raise ValueError(f"A source has a 'task' or a builder of 'sentences', but this has {dict(entry)}.")
+    get_task(entry["task"]) if "task" in entry else get_builder(entry["sentences"])
+    weight, dropout = entry.get("weight", 1.0), entry.get("condition_dropout", 0.0)
+    if not isinstance(weight, int | float):
+        raise ValueError(f"The weight of a source must be a number, but is {weight!r}.")
+    if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise ValueError(f"'condition_dropout' of a source must lie between 0 and 1, but is {dropout!r}.")
+
+
 def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor, index: int, seed: int) -> Source:
     """
     A source out of a recipe: `{"path", "weight", "task" or "sentences", "condition_dropout", "shuffle_buffer"}`.
@@ -562,17 +624,18 @@ def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): What `path` holds.
         index (`int`): Its place in the recipe.
     """
+    check_source(entry)
     weight, key = float(entry.get("weight", 1.0)), (seed, index)
-    if ("task" in entry) == ("sentences" in entry):
-        raise ValueError(f"A source has a 'task' or a builder of 'sentences', but this has {dict(entry)}.")
     is_stream, buffer = isinstance(dataset, import_datasets().IterableDataset), entry.get("shuffle_buffer", 0)
     if buffer and not is_stream:
         raise ValueError("'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway.")
 
-    def records(audio: Sequence[str], texts: Sequence[str]) -> Records | StreamedRecords:
+    def records(
+        audio: Sequence[str], texts: Sequence[str], optional: Collection[str] = ()
+    ) -> Records | StreamedRecords:
         if is_stream:
-            return StreamedRecords(dataset, processor, audio, texts, key, buffer)
-        return Records(dataset, processor, audio, texts)
+            return StreamedRecords(dataset, processor, audio, texts, key, buffer, optional)
+        return Records(dataset, processor, audio, texts, optional)
 
     if "sentences" in entry:
         builder = get_builder(entry["sentences"])
@@ -585,7 +648,8 @@ def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor
         audio = [*builder.audio, *(name for name in builder.optional_audio if name in present)]
         texts = [*builder.texts, *(name for name in builder.optional_texts if name in present)]
         make = StreamedSentenceSource if is_stream else SentenceSource
-        return make(records(audio, texts), entry["sentences"], weight, key)
+        optional = (*builder.optional_audio, *builder.optional_texts)
+        return make(records(audio, texts, optional), entry["sentences"], weight, key)
     task = get_task(entry["task"])
     texts = [name for name in task.fields if task.is_text(name)]
     audio = [name for name in task.fields if not task.is_text(name)]

@@ -1,7 +1,9 @@
 """Recipes: what a stage of training needs to know, as YAML files that are laid over each other."""
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +63,64 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_section(
-    recipe: Mapping[str, Any], known: Mapping[str, Sequence[str] | None], required: Sequence[str]
+    recipe: Mapping[str, Any], known: Mapping[str, Collection[str] | None], required: Sequence[str]
 ) -> None:
     """
     Refuse what a stage would not read.
 
     Args:
         recipe (`Mapping[str, Any]`): The recipe.
-        known (`Mapping[str, Sequence[str] | None]`): Sections and their keys; `None` for any.
+        known (`Mapping[str, Collection[str] | None]`): Sections and their keys; `None` for any.
         required (`Sequence[str]`): `section.key` that must be there.
 
     Raises:
-        ValueError: Names the key and those that are known.
+        ValueError: Names the key and those that are known, or the section that is none.
     """
+    refuse_unknown(recipe, known, "section")
     for section, value in recipe.items():
-        if section not in known:
-            raise ValueError(f"Unknown section {section!r} in the recipe; the sections are {', '.join(known)}.")
         keys = known[section]
-        for key in value if isinstance(value, Mapping) and keys is not None else ():
-            if key not in keys:
-                raise ValueError(f"Unknown key {section}.{key} in the recipe; the keys are {', '.join(keys)}.")
+        if keys is None or value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"Section {section!r} of the recipe holds keys and values, but is {value!r}.")
+        refuse_unknown(value, keys, "key", f"{section}.")
     for name in required:
         section, _, key = name.partition(".")
         value = recipe.get(section)
         if value is None or (key and value.get(key) is None):
             raise ValueError(f"The recipe lacks {name}: add it to the file, or pass {name}=VALUE.")
+
+
+def refuse_unknown(given: Collection[str], known: Collection[str], what: str, prefix: str = "") -> None:
+    """
+    Raises:
+        ValueError: If one of the `given` names is not `known`. Says which was probably meant, or lists all.
+    """
+    for name in given:
+        if name in known:
+            continue
+        close = get_close_matches(str(name), known, n=2)
+        hint = f"did you mean {' or '.join(prefix + match for match in close)}?" if close else ""
+        if not close or len(known) <= 12:
+            hint += f"{' ' if hint else ''}There are {', '.join(known)}."
+        raise ValueError(f"Unknown {what} {prefix}{name}: {hint}")
+
+
+def argument_names(arguments: type) -> list[str]:
+    """The keys of a recipe's section `arguments`: the fields of the class but the output, which stands by itself."""
+    return [field.name for field in dataclasses.fields(arguments) if field.init and field.name != "output_dir"]
+
+
+def check_positive_integers(recipe: Mapping[str, Any], names: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: If a `section.key` that is there is not a positive integer.
+    """
+    for name in names:
+        section, _, key = name.partition(".")
+        value = (recipe.get(section) or {}).get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, but is {value!r}.")
 
 
 def evaluated(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .. import ReasoningCodecModel, UniAudio2Config, UniAudio2FeatureExtractor, UniAudio2ForConditionalGeneration
 from ..conversion.text_tokenizer import PAD_SLOT, load_text_tokenizer
+from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2DepthDecoderConfig
 from ..processing.processing_uniaudio2 import UniAudio2Processor
 from ..processing.special_tokens import BOS_TOKEN
 from .audio_ids import audio_ids
+from .recipe import refuse_unknown
 
 
 def start_from_text_model(
@@ -27,7 +29,13 @@ def start_from_text_model(
         output (`Path`): The folder.
         seed (`int`, *optional*, defaults to 0): Of the new weights.
         config (`Mapping[str, Any]`, *optional*): Values of [`UniAudio2Config`] that are not the text model's.
+
+    Raises:
+        ValueError: If `config` has a key that the configuration does not have.
     """
+    refuse_unknown(config or {}, UniAudio2Config.__dataclass_fields__, "value")
+    depth = (config or {}).get("depth_decoder_config") or {}
+    refuse_unknown(depth, UniAudio2DepthDecoderConfig.__dataclass_fields__, "value", "depth_decoder_config.")
     codec_model = ReasoningCodecModel.from_pretrained(codec)
     ids = audio_ids(codec_model.config)
     text_config = AutoConfig.from_pretrained(text_model)

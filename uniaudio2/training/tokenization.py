@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..processing.rows import AudioCodes
 from .manifest import audio_fields, checked_rows, import_datasets, load_manifest
 
 SKIPPED_FILE = "skipped.jsonl"
+SETTINGS_FILE = "settings.json"
 
 
 def tokenize(
@@ -35,8 +36,9 @@ def tokenize(
     Write the codes of all recordings of a manifest, beside its other columns.
 
     A column with recordings becomes `{"reasoning_codes", "reconstruction_codes"}`, both int16 lists, frame after frame
-    (8 codes each). Shards are shared out among the processes that `accelerate launch` starts. A shard is written aside
-    and renamed, and one that is there is not made again.
+    (8 codes each). Shards are shared out among the processes that `accelerate launch` starts; unless the manifest is a
+    stream, each reads the rows of its own alone. A shard is written aside and renamed, and one that is there is not
+    made again.
 
     Args:
         manifest (`str`): As of [`~uniaudio2.training.manifest.load_manifest`], so `split` and `streaming`.
@@ -54,7 +56,8 @@ def tokenize(
         `Path`: The folder, for [`~uniaudio2.training.manifest.load_manifest`].
 
     Raises:
-        ValueError: For a row that is not as it should be, or if too many recordings cannot be read.
+        ValueError: For a row that is not as it should be, if too many recordings cannot be read, or if the folder
+            holds shards that were made with other settings.
     """
     state = PartialState()
     dataset = load_manifest(manifest, split, streaming)
@@ -64,22 +67,62 @@ def tokenize(
         raise ValueError(f"The manifest has no column with recordings, such as 'audio'; it has {columns}.")
     folder = Path(manifest).parent if Path(manifest).exists() else Path()
     output.mkdir(parents=True, exist_ok=True)
-    rows = checked_rows(dataset, audio, folder, tasks)
-    shard = 0
-    with tqdm(desc="recordings", unit="", file=sys.stderr, disable=not state.is_main_process) as bar:
-        while chunk := list(islice(rows, rows_per_shard)):
-            path = output / f"shard-{shard:06d}.parquet"
-            if shard % state.num_processes == state.process_index and not path.exists():
-                _write_shard(chunk, path, audio, processor, batch_size, max_skipped, semantic_features, bar)
-            else:
+    if state.is_main_process:
+        settings = {"manifest": manifest, "split": split, "rows_per_shard": rows_per_shard, "tasks": list(tasks),
+                    "semantic_features": semantic_features}  # fmt: skip
+        _check_settings(output / SETTINGS_FILE, settings)
+    state.wait_for_everyone()
+    total = None if streaming else _rows_of(state.process_index, state.num_processes, len(dataset), rows_per_shard)
+    with tqdm(total=total, desc="recordings", unit="", file=sys.stderr, disable=not state.is_main_process) as bar:
+        for number, chunk in _shards(dataset, rows_per_shard):
+            if number % state.num_processes != state.process_index:
+                continue
+            path = output / f"shard-{number:06d}.parquet"
+            if path.exists():
                 bar.update(len(chunk))
-            shard += 1
+            else:
+                rows = list(checked_rows(chunk, audio, folder, tasks, first_number=number * rows_per_shard))
+                _write_shard(rows, dataset.features, path, audio, processor, batch_size, max_skipped,
+                             semantic_features, bar)  # fmt: skip
     state.wait_for_everyone()
     return output
 
 
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Shards that are there are kept, so they must be of the same making."""
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        differing = [name for name, value in settings.items() if theirs.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{path.parent} holds shards made with other settings ({', '.join(differing)}: "
+                f"{[theirs.get(name) for name in differing]} there, {[settings[name] for name in differing]} now): "
+                "give another folder, or remove that one."
+            )
+    path.write_text(json.dumps(settings) + "\n")
+
+
+def _shards(dataset, rows_per_shard: int) -> Iterator[tuple[int, Sequence]]:
+    """The rows of each shard, by number. A stream is read whole, of other data only those that are looked at."""
+    if isinstance(dataset, import_datasets().IterableDataset):
+        rows = iter(dataset)
+        numbers = count()
+        while chunk := list(islice(rows, rows_per_shard)):
+            yield next(numbers), chunk
+    else:
+        for number, start in enumerate(range(0, len(dataset), rows_per_shard)):
+            yield number, dataset.select(range(start, min(start + rows_per_shard, len(dataset))))
+
+
+def _rows_of(process: int, num_processes: int, num_rows: int, rows_per_shard: int) -> int:
+    """How many rows a process has to encode."""
+    starts = range(0, num_rows, rows_per_shard)[process::num_processes]
+    return sum(min(rows_per_shard, num_rows - start) for start in starts)
+
+
 def _write_shard(
     rows: list[dict[str, Any]],
+    known_features: Mapping[str, Any] | None,
     path: Path,
     audio: Sequence[str],
     processor: UniAudio2Processor,
@@ -94,9 +137,10 @@ def _write_shard(
         batch = []
         for row in rows[start : start + batch_size]:
             try:
-                loaded = {name: _load(processor, row[name]) for name in audio}
+                loaded = {name: _load(processor, row[name]) for name in audio if row[name] is not None}
             except (ValueError, OSError) as error:
-                skipped.append({**{name: _name_of(row[name]) for name in audio}, "error": str(error)})
+                names = {name: _name_of(row[name]) for name in audio if row[name] is not None}
+                skipped.append({**names, "error": str(error)})
                 if len(skipped) > max_skipped:
                     raise ValueError(
                         f"More than {max_skipped} recordings of {path.name} cannot be read, the last because: "
@@ -104,28 +148,33 @@ def _write_shard(
                     ) from error
                 continue
             batch.append((row, loaded))
-        if not batch:
-            continue
-        encoded = {name: processor.encode_audio([loaded[name] for _, loaded in batch]) for name in audio}
-        for index, (row, loaded) in enumerate(batch):
+        bar.update(len(rows[start : start + batch_size]))
+        encoded = {}
+        for name in audio:
+            present = [loaded[name] for _, loaded in batch if name in loaded]
+            encoded[name] = iter(processor.encode_audio(present) if present else ())
+        for row, loaded in batch:
+            codes = {name: next(encoded[name]) if name in loaded else None for name in audio}
             record = {name: value for name, value in row.items() if name not in audio}
-            record |= {name: _flat(encoded[name][index]) for name in audio}
+            record |= {name: None if value is None else _flat(value) for name, value in codes.items()}
             if semantic_features:
-                frames = encoded["audio"][index].reconstruction_codes.shape[1]
+                frames = codes["audio"].reconstruction_codes.shape[1]
                 record["semantic_features"] = whisper_features(processor, loaded["audio"], frames).flatten().numpy()
             done.append(record)
-        bar.update(len(batch))
     if skipped:
         lines = "".join(json.dumps(line) + "\n" for line in skipped)
         path.with_name(f"{path.stem}.{SKIPPED_FILE}").write_text(lines)
-    others = [{name: value for name, value in rows[0].items() if name not in audio}]
-    features = datasets.Dataset.from_list(others).features
+    if known_features is None:
+        known_features = datasets.Dataset.from_list(rows).features
+    features = {name: feature for name, feature in known_features.items() if name not in audio}
     codes = {name: datasets.List(datasets.Value("int16")) for name in ("reasoning_codes", "reconstruction_codes")}
-    features = datasets.Features({**features, **dict.fromkeys(audio, codes)})
+    features = datasets.Features(features | dict.fromkeys(audio, codes))
     if semantic_features:
         features["semantic_features"] = datasets.List(datasets.Value("float16"))
     staged = path.with_suffix(".unfinished")
-    datasets.Dataset.from_list(done, features=features).to_parquet(str(staged))
+    # By columns: a shard of unreadable recordings alone has all of them, and no rows.
+    columns = {name: [record[name] for record in done] for name in features}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(staged))
     os.replace(staged, path)
 
 
