@@ -325,6 +325,12 @@ class TestCaptions:
         rows = metric.items(["", "rain", "x"], [*REFERENCES[:2], []], failures=failures)
         assert rows[0] == pytest.approx(0, abs=1e-6) and list(failures) == [2] and np.isnan(rows[2]).all()
 
+    def test_one_item_has_no_cider(self):
+        """Its words are in every document there is, so that all weights are 0: no score, and no zero."""
+        metric = load_metric("caption_similarity", tokenizer="none")
+        with pytest.raises(ValueError, match="at least two items"):
+            metric.items(["a dog barks twice"], REFERENCES[:1])
+
     def test_missing_programs_are_told_before_the_start(self, monkeypatch):
         monkeypatch.setenv("PATH", "")
         with pytest.raises(MetricUnavailableError, match="Java"):
@@ -412,6 +418,10 @@ class TestClassification:
         answers = ["The speaker sounds Happy.", "very happy", "not unhappy", "", "sad, not happy"]
         rows = metric.items(answers, ["happy", "very happy", "happy", "sad", "sad"])
         assert rows[:, 1].tolist() == [0, 1, -1, -1, 2]
+
+    def test_chinese_labels_are_found_inside_a_sentence(self):
+        metric = load_metric("classification", labels=["开心", "生气"])
+        assert metric.items(["他很开心。", "生气", "不知道"], ["开心"] * 3)[:, 1].tolist() == [0, 1, -1]
 
     def test_a_reference_that_is_no_label_is_an_error(self):
         with pytest.raises(ValueError, match="none of the labels"):

@@ -21,7 +21,8 @@ class CaptionSimilarity(ItemMetric):
     Scores of COCO captions. CIDEr is CIDEr-D and weighs words by how rare they are among all references, so the score
     of an item depends on the set it is in.
 
-    An empty caption has a score of 0. An item without a reference has no value.
+    An empty caption has a score of 0. An item without a reference has no value, and CIDEr none for a single item: no
+    word is rare in a set of one.
 
     Args:
         scores (`Sequence[str]`, *optional*, defaults to `("cider",)`):
@@ -68,6 +69,8 @@ class CaptionSimilarity(ItemMetric):
     def items(self, predictions, references=None, sampling_rate=None, failures=None) -> np.ndarray:
         # The whole set at once; what the base class calls `item` is only the check of each.
         rows, good = self.checked_items(predictions, references, sampling_rate, failures)
+        if len(good) == 1 and {"cider", "spider"} & set(self.names):
+            raise ValueError("CIDEr weighs words by how rare they are in the set: it needs at least two items")
         if good:
             captions = {index: [predictions[index] or ""] for index in good}
             rows[good] = self._scored(captions, {index: _listed(references[index]) for index in good})

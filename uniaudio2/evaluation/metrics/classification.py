@@ -50,7 +50,7 @@ class Classification(ItemMetric):
         found = [
             (match.start(), -len(label), index)
             for index, label in enumerate(self._classes)
-            if (match := re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer))
+            if (match := re.search(_whole(label), answer))
         ]
         return min(found)[2] if found else NO_CLASS
 
@@ -60,6 +60,12 @@ class Classification(ItemMetric):
 
     def values(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"accuracy": (rows[:, 0] == rows[:, 1]).astype(np.float64)}
+
+
+def _whole(label: str) -> str:
+    """A pattern for the label as words of their own; Chinese and Japanese have no spaces between words."""
+    name = re.escape(label)
+    return name if re.search("[\u3040-\u30ff\u3400-\u9fff]", label) else rf"(?<!\w){name}(?!\w)"
 
 
 def macro_f1(truth: np.ndarray, answers: np.ndarray) -> float:
