@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from uniaudio2.processing import AudioCodes
+
 
 @pytest.fixture
 def rows(processor, codes):
@@ -41,6 +43,29 @@ def test_answers_of_several_recordings(processor, codes):
     output = {"sequences": torch.zeros(2, 4, 9).long(), "reconstruction_codes": [recordings, recordings[0]]}
     several, one = processor.decode(output, generator=seeded(0, 1))
     assert [len(waveform) for waveform in several] == [5 * 1920, 10 * 1920] and len(one) == 5 * 1920
+
+
+def test_rows_of_two_recordings_are_two_channels(processor, codes):
+    """The instruction says that there are two; after another one they might be of the prompt."""
+
+    def answered(*recordings, **question):
+        prompt = processor(audio=codes(seed=9), task="speech_ss", **question)["input_ids"]
+        answers = [processor(audio=recording, task="speech_denoise")["input_ids"][0] for recording in recordings]
+        return torch.cat([prompt[0], *(rows[rows[:, -1] == 0] for rows in answers)])
+
+    short, long = codes(seconds=0.4, seed=1), codes(seconds=0.8, seed=2)
+    alone = [processor.decode(AudioCodes(*item), generator=seeded(0)) for item in (short, long)]
+    both = processor.decode(answered(short, long), generator=seeded(0))
+    assert both.shape == (2, 10 * 1920) and not both[0, 5 * 1920 :].any()
+    torch.testing.assert_close(both[0, : 5 * 1920], alone[0], rtol=0, atol=1e-5)
+    one = processor.decode(answered(short, long, prompt="Who speaks?"), generator=seeded(0))
+    torch.testing.assert_close(one, alone[1], rtol=0, atol=1e-5)
+    # An answer that ended too early.
+    only = processor.decode(answered(short), generator=seeded(0))
+    torch.testing.assert_close(only, torch.stack([alone[0], torch.zeros(5 * 1920)]), rtol=0, atol=1e-5)
+    # In a list every item is what it is alone.
+    first, second = processor.decode([answered(short, long)], generator=seeded(0))[0]
+    assert (len(first), len(second)) == (5 * 1920, 10 * 1920)
 
 
 def test_prompts_say_so_if_an_answer_is_not_one_recording(processor, codes):

@@ -19,7 +19,7 @@ from .codec_reference import HUB_OPTIONS, Origin, load_codec, reference_from
 from .parts import codes_of, last_audio, read_parts
 from .rows import AUDIO_ROW, TEXT_ROW, WRAPPERS, AudioCodes, RowFormat, Rows
 from .special_tokens import BOS_TOKEN, EOS_TOKEN, TEXT_PAD_TOKEN
-from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TEXT, TaskFormat, get_task
+from .tasks import AUDIO_PROMPT, REASONING, RECONSTRUCTION, TASKS, TEXT, TaskFormat, get_task
 from .trained_tasks import TrainedTasks
 from .turns import CODE_KEYS, Turn, check_conversation, conversation_turns, default_task_of, prompt_text
 from .turns import question as make_question
@@ -618,9 +618,10 @@ class UniAudio2Processor(ProcessorMixin):
         """
         Turn what `generate` returns into texts or waveforms.
 
-        Of a sequence with audio only the last segment is decoded, which is what was generated: never the recordings of
-        the prompt. Frames that are no codes are left out with a warning. Of an answer of several recordings this is
-        the last; all of them are in the output of `generate(..., return_dict_in_generate=True)`.
+        Of a sequence with audio only the end is decoded, which is what was generated: never the recordings of the
+        prompt. Frames that are no codes are left out with a warning. Rows do not say where an answer begins. So of
+        rows alone it is taken to be the last recording, or the last two if the instruction before is one of a task
+        that answers with two; `generate(..., return_dict_in_generate=True)` tells for certain.
 
         Args:
             sequences (`torch.Tensor`, `list`, [`AudioCodes`] or the output of `generate`):
@@ -637,7 +638,9 @@ class UniAudio2Processor(ProcessorMixin):
 
         Returns:
             `str`, `list[str]`, `torch.Tensor` of shape `(samples,)` or a list of these: texts, or float32 waveforms on
-            the CPU. A list for a batch, with a list of waveforms for an item whose answer is several recordings.
+            the CPU. A list for a batch, with a list of waveforms for an item whose answer is several recordings. For a
+            tensor of rows these are the channels of one tensor, which is what pipelines take, the shorter being
+            followed by silence.
         """
         if generation_mode not in (None, "text", "audio"):
             raise ValueError(f"`generation_mode` is {generation_mode!r}, but must be 'text', 'audio' or None.")
@@ -649,13 +652,17 @@ class UniAudio2Processor(ProcessorMixin):
             if generation_mode != "text" and codes is not None:
                 return self._decode_items(sequences, codes, skip_special_tokens, **kwargs)
         if isinstance(sequences, list) and sequences and all(isinstance(item, torch.Tensor) for item in sequences):
-            codes = [self._last_audio(rows).reconstruction_codes if rows.ndim == 2 else None for rows in sequences]
+            codes = [self._answered_codes(rows) if rows.ndim == 2 else None for rows in sequences]
             return self._decode_items(sequences, codes, skip_special_tokens, **kwargs)
         ids = sequences if isinstance(sequences, torch.Tensor) else torch.as_tensor(np.asarray(sequences))
         is_rows = ids.ndim == 3 or self.row_format.is_sequence(ids)
         if (generation_mode or ("audio" if is_rows else "text")) == "audio":
-            answers = [self._last_audio(rows) for rows in (ids if ids.ndim == 3 else ids[None])]
-            waveforms = self._waveforms(answers, **kwargs)
+            rows = list(ids if ids.ndim == 3 else ids[None])
+            codes = [self._answered_codes(item) for item in rows]
+            waveforms = [
+                torch.nn.utils.rnn.pad_sequence(item, batch_first=True) if isinstance(item, list) else item
+                for item in self._decode_items(rows, codes, skip_special_tokens, **kwargs)
+            ]
             return waveforms if ids.ndim == 3 else waveforms[0]
         if ids.ndim == 3:
             # A prompt: special tokens are what keeps its parts apart.
@@ -821,7 +828,8 @@ class UniAudio2Processor(ProcessorMixin):
                 decoded.append(next(waveforms))
         return decoded
 
-    def _last_audio(self, rows: torch.Tensor) -> AudioCodes:
+    def _answered_codes(self, rows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """The reconstruction codes of the answer at the end of a sequence, a list if it is several recordings."""
         if rows.shape[-1] != self.num_codebooks + 1:
             raise ValueError(
                 f"Rows of audio have {self.num_codebooks + 1} ids, but these have shape {tuple(rows.shape)}. "
@@ -832,7 +840,23 @@ class UniAudio2Processor(ProcessorMixin):
             logger.warning(
                 f"{answer.num_malformed_frames} generated frames mix codes with other ids and are left out."
             )
-        return answer.codes
+        num_recordings, following = self._last_instruction(rows)
+        if num_recordings < 2:
+            return answer.codes.reconstruction_codes
+        no_codes = torch.zeros(self.num_codebooks, 0, dtype=torch.long)
+        # What is taken apart comes first.
+        codes = [part.get("reconstruction_codes", no_codes) for part in following[1:]]
+        return [*codes, *[no_codes] * num_recordings][:num_recordings]
+
+    def _last_instruction(self, rows: torch.Tensor) -> tuple[int, list[dict[str, Any]]]:
+        """How many recordings the last text of a sequence asks for, and the recordings after it."""
+        parts = self.parse_sequence(rows)
+        texts = [index for index, part in enumerate(parts) if part["type"] == "text"]
+        if not texts:
+            return 1, parts
+        instruction = parts[texts[-1]]["text"].strip()
+        asked = [task.num_recordings for task in TASKS.values() if instruction in task.prompts]
+        return (asked[0] if asked else 1), parts[texts[-1] + 1 :]
 
     def _waveforms(self, codes: list[AudioCodes], generator: Any = None, **kwargs) -> list[torch.Tensor]:
         """Run the codec once for all items that have frames."""
