@@ -1,5 +1,7 @@
 """What audio answers consist of and how their codes are chosen: durations, given reasoning, parts, their settings."""
 
+import logging
+
 import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -313,6 +315,23 @@ def test_text_has_settings_of_its_own(language_model, make_rows):
     greedy = language_model.generate(**rows, max_new_tokens=5)
     assert torch.equal(language_model.generate(**rows, max_new_tokens=5, do_sample=True, text_do_sample=False), greedy)
     assert torch.equal(language_model.generate(**rows, max_new_tokens=5, do_sample=True, text_top_k=1), greedy)
+
+
+def test_settings_of_sampling_without_sampling_are_not_ignored_in_silence(language_model, make_rows, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        language_model.generate(**make_rows("tt"), **AUDIO, max_new_tokens=1, reasoning_top_k=3)
+        assert "['reasoning_top_k'] have no effect on greedy answers" in caplog.text
+        caplog.clear()
+        language_model.generate(**make_rows("tt"), max_new_tokens=1, text_temperature=0.5)
+        assert "['text_temperature'] have no effect" in caplog.text
+        caplog.clear()
+        sampled = {"reasoning_top_k": 3, "reasoning_do_sample": True, "reconstruction_repetition_penalty": 1.5}
+        language_model.generate(**make_rows("tt"), **AUDIO, max_new_tokens=1, **sampled)
+        assert "have no effect" not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 # --- Repetition ---

@@ -71,7 +71,8 @@ TEXT_METHODS = (
 )
 
 # Options with a value of their own for the parts of an answer: `reasoning_temperature` goes before `temperature`.
-PART_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+PART_OPTIONS = ("do_sample", *SAMPLING_OPTIONS, "repetition_penalty")
 TEXT_PART_OPTIONS = tuple(f"text_{name}" for name in PART_OPTIONS)
 # Options that only audio answers have.
 AUDIO_PARTS = {REASONING: "reasoning", RECONSTRUCTION: "reconstruction"}
@@ -905,10 +906,13 @@ class PartSettings:
 
 def _set_part_options(config: GenerationConfig, part: str) -> None:
     """Puts the settings of a part of an answer in the place of those of all parts."""
-    for name in PART_OPTIONS:
-        value = getattr(config, f"{part}_{name}", None)
+    given = {name: getattr(config, f"{part}_{name}", None) for name in PART_OPTIONS}
+    for name, value in given.items():
         if value is not None:
             setattr(config, name, value)
+    idle = [f"{part}_{name}" for name in SAMPLING_OPTIONS if given[name] is not None]
+    if idle and not config.do_sample:
+        logger.warning(f"{idle} have no effect on greedy answers: pass `do_sample=True` or `{part}_do_sample=True`.")
 
 
 def _check_durations(min_duration: float | None, max_duration: float | None) -> None:
