@@ -202,6 +202,27 @@ class TestScoringAlone:
         assert len(links) == 6 and all((folder / unquote(link)).is_file() for link in links)
         assert not any(link.startswith("..") for link in links)
 
+    def test_values_that_are_one_but_for_rounding_have_no_histogram(self, write_suite, tmp_path):
+        """STOI of copies is such a case: 1, and 1 less the last digit."""
+
+        def change(tests):
+            tests["listening"]["metrics"] = [{"metric": "speed", "prediction": "seconds", "reference": "tokens"}]
+
+        (tmp_path / "run.json").write_text(json.dumps({"suite": "small", "test": "listening"}))
+        lines = [
+            {"id": str(i), "fields": {}, "answer": "one", "seconds": value, "tokens": 1}
+            for i, value in enumerate((1.0, np.nextafter(1.0, 0.0)))
+        ]
+        (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        score_again(tmp_path, [write_suite(change)])
+        assert "Histogram" not in (tmp_path / "report.html").read_text()
+
+    def test_a_damaged_header_is_one_error(self, write_suite, tmp_path):
+        (tmp_path / "run.json").write_text('{"suite": "small"')
+        (tmp_path / "predictions.jsonl").write_text("{}\n")
+        with pytest.raises(ValueError, match=r"run.json is no JSON"):
+            score_again(tmp_path, [write_suite()])
+
     @pytest.mark.parametrize(
         ("test", "line", "message"),
         [
