@@ -1,6 +1,9 @@
 """The codec's stages as recipes, one after the other on a toy."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,16 @@ import yaml
 from text_head_toy import CODEC, RATE, make_codec, make_processor, make_recordings, make_text_head
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from uniaudio2 import ReasoningCodecForConditionalGeneration, ReasoningCodecModel, ReasoningCodecTextProcessor
+from uniaudio2 import (
+    TINY,
+    ReasoningCodecForConditionalGeneration,
+    ReasoningCodecModel,
+    ReasoningCodecTextProcessor,
+    UniAudio2ForConditionalGeneration,
+)
 from uniaudio2.cli import main
-from uniaudio2.training.codec_runs import CodecRun
-from uniaudio2.training.recipe import load_recipe, merge
+from uniaudio2.training.codec_runs import CodecRun, read_rows, shipped_text_model
+from uniaudio2.training.recipe import RECIPES, load_recipe, merge
 
 STAGES = {
     "scalar-codec": "codec_scalar",
@@ -162,8 +171,17 @@ def test_ablations_are_recipes_over_recipes(folder):
 
     one = load_recipe(["codec_reasoning_sft", "codec_ablation_one_encoder"])
     run = CodecRun("reasoning-sft", merge(one, {"model": {"codec": str(folder / "codec")}}))
-    width = CODEC["whisper_config"]["d_model"]
-    assert run.codec().reasoning_branch.merge_proj.in_features == width
+    codec = run.codec()
+    assert codec.reasoning_branch.merge_proj.in_features == CODEC["whisper_config"]["d_model"]
+
+    # What it made goes into the codec of the last stage, whose own branch has another shape.
+    llama = LlamaForCausalLM.from_pretrained(folder / "llama")
+    text_head = ReasoningCodecForConditionalGeneration.from_parts(codec, llama, make_processor().audio_token_id)
+    text_head.save_pretrained(folder / "one-encoder")
+    model = {"text_head": str(folder / "one-encoder"), **load_recipe(["codec_ablation_one_encoder"])["model"]}
+    run = make_run("reconstruction", folder, scalar_codec=None, **model)
+    trainer, _ = run._reconstruction()
+    assert torch.equal(trainer.model.reasoning_branch.merge_proj.weight, codec.reasoning_branch.merge_proj.weight)
 
     sft_only = load_recipe(["codec_reconstruction", "codec_ablation_sft_only"])
     assert sft_only["model"]["text_head"] == "runs/reasoning-sft/model"
@@ -177,6 +195,89 @@ def test_mistakes_in_a_recipe_are_named(folder):
         CodecRun("reconstruction", merge(recipe, {"model": {"kodec": "x"}}))
     with pytest.raises(ValueError, match=r"lacks model\.text_head"):
         CodecRun("reasoning-grpo", merge(recipe, {"model": {"text_head": None}}))
+    for values, message in (
+        ({"data": {"sources": [{"path": "x", "weigth": 2}]}}, "weigth.*weight"),
+        ({"arguments": {"lerning_rate": 1.0}}, "learning_rate"),
+        ({"loss": {"flow": 1.0}}, "flow_loss"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CodecRun("reconstruction", merge(recipe, values))
     grpo = load_recipe(["codec_reasoning_grpo"])
+    with pytest.raises(ValueError, match="as many as"):
+        CodecRun("reasoning-grpo", merge(grpo, {"rewards": {"functions": ["format"]}}))
+    with pytest.raises(ValueError, match=r"no runs/reasoning-sft/model.*uniaudio2 train reasoning-sft"):
+        CodecRun("reasoning-grpo", grpo).describe()
     with pytest.raises(ValueError, match=r"Unknown rewards \['praise'\]"):
         CodecRun("reasoning-grpo", merge(grpo, {"rewards": {"functions": ["praise"]}}))
+
+
+def test_rows_are_checked_before_anything_is_trained(folder, tmp_path):
+    whole = {"audio": "a.wav", "text": "low", "question": "How?"}
+    soundfile.write(tmp_path / "a.wav", torch.zeros(24000).numpy(), RATE)
+
+    def read(*rows: dict, task: str | None = "caption", **kwargs):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_rows({"path": str(tmp_path / "rows.jsonl"), "task": task}, with_texts=True, **kwargs)
+
+    assert read(whole, task="question_answering")[0]["question"] == "How?"
+    assert read(whole)[0] == {
+        "audio": {"path": str(tmp_path / "a.wav"), "bytes": None}, "task": "caption", "text": "low", "question": None,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="Row 1: 'text' must be a text that is not empty"):
+        read(whole, whole | {"text": " "})
+    with pytest.raises(ValueError, match=r"Row 0: .*needs a `question`"):
+        read(whole | {"question": None}, task="question_answering")
+    with pytest.raises(ValueError, match="Row 0: `task` must be one of"):
+        read(whole, task=None)
+    with pytest.raises(ValueError, match=r"no row of at most 0\.5 s"):
+        read(whole, max_seconds=0.5)
+    assert len(read(whole, max_seconds=1.0)) == 1
+
+
+def test_the_result_of_another_stage_is_not_gone_on_with(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "provenance.json").write_text(json.dumps({"made_by": "uniaudio2 train reasoning-sft"}))
+    run = make_run("reconstruction", folder)
+    with pytest.raises(ValueError, match=r"reasoning-sft` made.*output=FOLDER"):
+        CodecRun("reconstruction", merge(run.recipe, {"output": str(tmp_path)})).train()
+
+
+@torch.no_grad()
+def test_the_shipped_text_model_is_the_one_in_the_shipped_checkpoint():
+    whole, text_model = UniAudio2ForConditionalGeneration.from_pretrained(TINY).eval(), shipped_text_model().eval()
+    ids = torch.randint(whole.config.vocab_size, (2, 9))
+    rows = torch.nn.functional.pad(ids[..., None], (8, 0))
+    expected = whole(input_ids=rows, mm_token_type_ids=torch.zeros_like(ids)).logits
+    assert torch.equal(text_model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_with_zero3_are_one_process(folder):
+    """Adapters, the reasoning branch with its moving averages, and what is written of them at the end."""
+    config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
+    config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "overlap_comm": False}
+    (folder / "zero3.json").write_text(json.dumps(config))
+    values = make_values("reasoning-sft", folder, language_model=str(folder / "llama"), audio_token="<reason_token>")
+    values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0}
+    made = {}
+    for name, processes, arguments in (
+        ("one", 1, {"per_device_train_batch_size": 2}),
+        ("two", 2, {"per_device_train_batch_size": 1, "deepspeed": str(folder / "zero3.json")}),
+    ):
+        own = merge(values, {"output": str(folder / name), "arguments": arguments, "lora": {"dropout": 0.0}})
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
+        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port",
+                    str(28_600 + os.getpid() % 1000), "-m"] if processes == 2 else []  # fmt: skip
+        words = ["train", "reasoning-sft", "--config", "codec_reasoning_sft", "codec_size_tiny",
+                 str(folder / f"{name}.yaml")]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, "uniaudio2.cli", *words], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        made[name] = ReasoningCodecForConditionalGeneration.from_pretrained(folder / name / "model").state_dict()
+    start = ReasoningCodecModel.from_pretrained(folder / "codec").front_ends.state_dict()
+    for name, value in made["one"].items():
+        torch.testing.assert_close(made["two"][name], value, atol=1e-5, rtol=0, msg=name)
+        if name.startswith("model.front_ends."):
+            assert torch.equal(value, start[name.removeprefix("model.front_ends.")])
