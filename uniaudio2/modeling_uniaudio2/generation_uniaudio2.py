@@ -824,7 +824,7 @@ class UniAudio2GenerationMixin(GenerationMixin):
         if longest >= config.max_position_embeddings:
             raise ValueError(
                 f"The prompt has {longest} rows and leaves no room in the model's {config.max_position_embeddings} "
-                "positions: shorten it."
+                "positions: shorten it, or take it in pieces (`transcribe_long`, `speak_long`, or `run --long`)."
             )
         if longest > config.trained_context_length:
             logger.warning(
