@@ -5,8 +5,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from peft import get_peft_model
 from text_head_toy import RATE, make_codec, make_processor, make_recordings, make_text_head
+from torch.utils.flop_counter import FlopCounterMode
 
-from uniaudio2.training.codec_stages import ReasoningSFTTrainer, ReconstructionTrainer, text_head_adapters
+from uniaudio2.training.codec_stages import (
+    ReasoningSFTTrainer,
+    ReconstructionTrainer,
+    operations,
+    text_head_adapters,
+)
 from uniaudio2.training.stage_trainer import StageTrainingArguments
 from uniaudio2.training.text_head_data import RecordingCollator, UnderstandingCollator
 
@@ -267,6 +273,53 @@ def test_the_losses_are_those_of_a_computation_by_hand(rows):
     assert output.commitment_loss > 0
     expected = flow + 0.1 * phone + 0.3 * structure + 0.5 * output.commitment_loss
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_random_choices_come_as_often_as_the_config_says():
+    """A tenth without a condition, half of the batches with 32 to 64 latents given, a fifth without modulation."""
+    codec = make_codec(min_incontext_length=32, max_incontext_length=64).train()
+    seen = []
+    codec.flow_decoder = torch.nn.Module()
+    codec.flow_decoder.forward = lambda inputs, time: seen.append(inputs) or torch.zeros_like(inputs[..., :6])
+    latents, condition = torch.randn(20, 150, 6), torch.ones(20, 150, 32)
+    torch.manual_seed(0)
+    for _ in range(400):
+        codec._flow_loss(latents, condition, None)
+    dropped = torch.stack([(inputs[..., 12:] == 0).all(dim=(1, 2)) for inputs in seen]).float().mean()
+    given = torch.stack([(inputs[..., 6:12] != 0).any(dim=-1).sum(dim=1) for inputs in seen])
+    present = (given > 0).any(dim=1)
+    assert dropped.item() == pytest.approx(0.1, abs=0.015)
+    assert present.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert given[present].min() == 32 and given[present].max() == 64 and (given[~present] == 0).all()
+    for inputs, lengths in zip(seen[:20], given, strict=False):
+        for row, length in zip(inputs, lengths, strict=True):
+            assert (row[length:, 6:12] == 0).all()
+
+    film, features = codec.reconstruction_branch.phone_film, torch.randn(4000, 1, 32)
+    kept = film(features, torch.randn_like(features), codec.config.film_dropout) == features
+    assert kept.all(dim=(1, 2)).float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_operations_are_those_that_torch_counts():
+    """Frozen below what learns, learning, and frozen above it."""
+    layers = torch.nn.Sequential(*(torch.nn.Linear(size, size + 3, bias=False) for size in (5, 8, 11)))
+    layers[0].requires_grad_(False), layers[2].requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        layers(torch.randn(7, 5)).sum().backward()
+    # The gradient does not go below the second layer; the formula lets it leave the layer that learns.
+    assert operations([(layer, 7) for layer in layers]) == counter.get_total_flops() + 2 * 7 * 8 * 11
+
+
+def test_the_operations_of_a_stage_grow_with_what_learns(processor, rows, make_arguments):
+    model = make_text_head(processor)
+    collator = UnderstandingCollator(processor)
+    batch, counted = collator(rows[:4]), []
+    for learns in (get_peft_model(make_text_head(processor), text_head_adapters(model, rank=1)), model):
+        trainer = ReasoningSFTTrainer(learns, make_arguments(), train_dataset=rows, data_collator=collator)
+        counted.append(trainer.floating_point_ops(batch))
+        assert trainer.floating_point_ops(collator(rows[:4] * 2)) == pytest.approx(2 * counted[-1])
+    assert 0 < counted[0] < counted[1]
 
 
 def test_recordings_are_cut_to_what_the_codec_takes(processor):

@@ -4,7 +4,7 @@ GRPO, which lies between them, is in `reasoning_grpo.py`; the scalar codec, whic
 `scalar_codec.py`. Codebooks are moving averages and not weights: they follow every micro-batch, of all processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +74,23 @@ class ReasoningSFTTrainer(StageTrainer):
     def count_tokens(self, inputs: dict[str, Any]) -> int:
         return int(inputs["attention_mask"].sum())
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        parts, config = model.model, model.config.codec_config
+        latents, rows = padded_latents(inputs, config), self.count_tokens(inputs)
+        embedding = model.get_input_embeddings()  # looked up, not multiplied
+        return operations(
+            [
+                (parts.front_ends.whisper, len(inputs["input_ids"]) * config.whisper_config.max_source_positions),
+                *music_encoder_parts(parts.front_ends.music_encoder, latents),
+                (parts.reasoning_branch, latents + latents // config.reasoning_interval),
+                (parts.text_projection, latents // config.reasoning_interval),
+                *((module, rows) for module in parts.language_model.children() if module is not embedding),
+                (model.lm_head, rows),
+            ]
+        )
+
 
 class ReconstructionTrainer(StageTrainer):
     """
@@ -136,9 +153,63 @@ class ReconstructionTrainer(StageTrainer):
     def count_tokens(self, inputs: dict[str, Any]) -> int:
         return int(self._count_latents(inputs))
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        model = self.accelerator.unwrap_model(self.model)
+        config, latents = model.config, padded_latents(inputs, model.config)
+        return operations(
+            [
+                (model.front_ends.whisper, len(inputs["input_values"]) * config.whisper_config.max_source_positions),
+                (model.front_ends.wavlm, 2 * latents),
+                *music_encoder_parts(model.front_ends.music_encoder, latents),
+                (model.reasoning_branch, latents + latents // config.reasoning_interval),
+                (model.reconstruction_branch, latents // 2),
+                (model.phone_feature_decoder, latents),
+                (model.structure_feature_decoder, latents),
+                (model.flow_conditioner, latents // 2),
+                (model.flow_decoder, latents),
+            ]
+        )
+
     def _count_latents(self, inputs: dict[str, Any]) -> torch.Tensor:
         config: ReasoningCodecConfig = self.model.config
         return torch.ceil(inputs["padding_mask"].sum(dim=1) / config.latent_hop_length).sum().long()
+
+
+def padded_latents(inputs: Mapping[str, Any], config: ReasoningCodecConfig) -> int:
+    """Latent frames that a batch fills, with its padding: the encoders hear that too."""
+    samples = -(-inputs["input_values"].shape[-1] // config.frame_unit) * config.frame_unit
+    return len(inputs["input_values"]) * samples // config.latent_hop_length
+
+
+def music_encoder_parts(encoder: nn.Module, frames: int) -> list[tuple[nn.Module, int]]:
+    """Modules of the music encoder and the places each is used at, for [`operations`]: its first two blocks are
+    convolutions over bands and mel frames, of which each halves both."""
+    wide, narrow = encoder.subsampling.blocks
+    bands = encoder.config.num_mel_bins
+    return [
+        (wide, 2 * frames * bands // 2),
+        (narrow, frames * bands // 4),
+        (encoder.subsampling.linear, frames),
+        (encoder.layers, frames),
+    ]
+
+
+def operations(parts: Sequence[tuple[nn.Module, int]]) -> float:
+    """
+    Of one forward and backward pass through modules in a row, each on so many rows: the products with the weights.
+    Attention scores, and convolutions at the rate of samples, are left out.
+
+    A weight costs two operations per row, two more where the gradient must pass it, and two more if it learns itself.
+    Gradients go down to the first thing that learns.
+    """
+    total, reached = 0.0, False
+    for module, rows in parts:
+        if hasattr(module, "modules_to_save"):  # of an adapter: the copy that learns is the one that is used
+            module = module.modules_to_save["default"]
+        weights = list(module.parameters())
+        reached = reached or any(weight.requires_grad for weight in weights)
+        total += rows * sum(weight.numel() * (2 + 2 * reached + 2 * weight.requires_grad) for weight in weights)
+    return total
 
 
 def freeze_unused_decoders(model: nn.Module, weights: Mapping[str, float]) -> None:
