@@ -55,7 +55,7 @@ from .recipe import (
 )
 from .rewards import REWARDS, JudgeReward
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
-from .stage_trainer import StageTrainingArguments, freeze_all_but, start_deepspeed_on_cpu
+from .stage_trainer import StageTrainingArguments, freeze_all_but, installed_trackers, start_deepspeed_on_cpu
 from .text_head_data import RecordingCollator, UnderstandingCollator
 from .waveforms import RandomCrops
 
@@ -442,7 +442,7 @@ class CodecRun:
 
     def arguments(self, **more) -> TrainingArguments:
         """Those of the recipe; `deepspeed` may name a shipped file."""
-        values = evaluated(self.recipe)
+        values = {"report_to": installed_trackers()} | evaluated(self.recipe)
         deepspeed = values.get("deepspeed")
         if deepspeed is not None and not Path(deepspeed).suffix:
             values["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")

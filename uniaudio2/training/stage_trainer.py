@@ -36,8 +36,7 @@ class StageTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.report_to is None:
-            available = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
-            self.report_to = [name for name, is_available in available.items() if is_available] or "none"
+            self.report_to = installed_trackers()
         # A stage stops at the first loss that is not a number, see `StageTrainer`.
         self.logging_nan_inf_filter = False
         if self.deepspeed is not None and self.use_cpu:
@@ -221,6 +220,12 @@ class _WeightedSums:
         means = {name: total / max(count, 1.0) for name, (total, count) in zip(self.sums, totals, strict=True)}
         self.sums = {}
         return means
+
+
+def installed_trackers() -> list[str] | str:
+    """Where a stage reports to unless it is told otherwise: TensorBoard, and Weights & Biases if it is installed."""
+    available = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    return [name for name, is_available in available.items() if is_available] or "none"
 
 
 def start_deepspeed_on_cpu() -> None:
