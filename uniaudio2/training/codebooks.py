@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import TrainerCallback
 
 
 def synchronize_codebooks(model: nn.Module) -> int:
@@ -57,3 +59,13 @@ def sample_from_all(samples: torch.Tensor, num: int) -> torch.Tensor:
         chosen = torch.randint(len(everything), (num,), device=samples.device)
     dist.broadcast(chosen, src=0)
     return everything[chosen][None]
+
+
+class StatisticsOfWeightsDtype(TrainerCallback):
+    """DeepSpeed casts parameters and no buffers, but batch norms want both alike. Codebooks stay as they are."""
+
+    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                module.running_mean = module.running_mean.to(module.weight.dtype)
+                module.running_var = module.running_var.to(module.weight.dtype)

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL
-from .codebooks import synchronize_codebooks
+from .codebooks import StatisticsOfWeightsDtype, synchronize_codebooks
 from .stage_trainer import StageTrainer, StageTrainingArguments
 
 # What the codec's first two stages train whole, beside the adapters of the language model.
@@ -50,6 +50,7 @@ class ReasoningSFTTrainer(StageTrainer):
         own_weights = {"commitment_loss": model.config.commitment_loss_weight}
         super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
         synchronize_codebooks(model)
+        self.add_callback(StatisticsOfWeightsDtype())
 
     @classmethod
     def trained_modules(cls, model: nn.Module) -> list[str]:
@@ -129,6 +130,7 @@ class ReconstructionTrainer(StageTrainer):
         super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
         freeze_unused_decoders(model, self.weights)
         synchronize_codebooks(model)
+        self.add_callback(StatisticsOfWeightsDtype())
 
     @classmethod
     def trained_modules(cls, model: nn.Module) -> list[str]:
