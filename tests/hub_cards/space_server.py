@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """Serves the shipped checkpoint, and stops at the end."""
+    """Serves the shipped checkpoint until the end of the block."""
     environment = {
         **os.environ,
         "GRADIO_TEMP_DIR": str(folder),
@@ -46,8 +45,9 @@ def serving(folder: Path) -> Iterator[Server]:
             assert url.startswith("http"), log.read_text(encoding="utf-8")
             yield Server(url, folder, process)
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            # It has nothing to save, and may take long to end by itself on a busy machine.
+            process.kill()
+            process.wait()
 
 
 def _serve() -> None:
@@ -58,15 +58,13 @@ def _serve() -> None:
         gc.collect()
         print("collected", flush=True)
 
-    stopped = threading.Event()
     signal.signal(signal.SIGUSR1, collect)
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     demo = build_demo(TINY)
     demo.engine.load()
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
     print(url, flush=True)
-    stopped.wait()
-    demo.close()
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":

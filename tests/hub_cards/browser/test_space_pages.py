@@ -283,6 +283,18 @@ def test_a_closed_tab_stops_the_model(visit, server):
     assert set(server.folder.rglob("*.wav")) <= files
 
 
+def test_a_full_queue_is_explained(visit):
+    page = visit("?tab=speak&text=one")
+    full = {"detail": "Queue is full. Max size is 32 and size is 32."}
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json=full))
+    page.get_by_role("button", name="Speak", exact=True).click()
+    wait_for(page, "speak", "failed")
+    expect(page.locator("#speak-live")).to_contain_text("Too many are waiting")
+    page.unroute("**/queue/join*")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    wait_for(page, "speak", "done")
+
+
 @pytest.mark.parametrize("tab", ["listen", "codec"])
 def test_a_bad_file_is_explained(visit, tab, tmp_path):
     path = tmp_path / "song.wav"

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from .inference import Answer, Engine, Progress, Request, Sound, Words
-from .live import AT_REST, STOPPED, STOPPING, WAITING, Run, facts
+from .live import AT_REST, FAILED, STOPPED, STOPPING, WAITING, WORKING, Run, facts
 
 # What a wrong request raises, or one that takes too long; the message is for the user. Everything else is a fault of
 # ours, and logged.
@@ -24,6 +24,8 @@ LARGEST_SEED = 2**31 - 1
 NEW_SEED = -1
 # The live player at rest, for the scripts of the page.
 AT_REST_JS = json.dumps(AT_REST)
+# What the page says where the server cannot: the queue is full, or nobody answers.
+NOT_TAKEN = "Too many are waiting, or the connection is lost. Try again in a moment."
 # All that runs the model stands in one queue.
 MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}
 
@@ -162,11 +164,19 @@ def starts(
         api_visibility="private",
         queue=False,
     )
-    for over in (event.success, event.failure):
+    stopped = (
+        f"if (window.stopping?.{name}) {{ return --window.stopping.{name} > 0 ? undefined "
+        f": {{...{AT_REST_JS}, run: 'stopped', {_says(STOPPED, 'Stopped')}}}; }}"
+    )
+    # A run that fails says why; these have not come so far.
+    failed = (
+        f"if (['{WAITING}', '{WORKING}'].includes(live.state)) {{ return {{...live, {_says(FAILED, NOT_TAKEN)}}}; }}"
+    )
+    for over, script in ((event.success, stopped), (event.failure, stopped + failed)):
         over(
             None,
-            js=f"() => window.stopping?.{name} && --window.stopping.{name} === 0 "
-            f"? {{...{AT_REST_JS}, run: 'stopped', {_says(STOPPED, 'Stopped')}}} : undefined",
+            js=f"(live) => {{ {script} }}",
+            inputs=live,
             outputs=live,
             api_visibility="private",
             queue=False,
