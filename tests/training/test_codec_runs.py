@@ -211,6 +211,14 @@ def test_mistakes_in_a_recipe_are_named(folder):
         CodecRun("reasoning-grpo", merge(grpo, {"rewards": {"functions": ["praise"]}}))
 
 
+def test_fsdp_is_refused(folder, monkeypatch):
+    with pytest.raises(ValueError, match="have no FSDP"):
+        CodecRun("scalar-codec", merge(make_run("scalar-codec", folder).recipe, {"arguments": {"fsdp": "full_shard"}}))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="have no FSDP"):
+        make_run("scalar-codec", folder)
+
+
 def test_rows_are_checked_before_anything_is_trained(folder, tmp_path):
     whole = {"audio": "a.wav", "text": "low", "question": "How?"}
     soundfile.write(tmp_path / "a.wav", torch.zeros(24000).numpy(), RATE)

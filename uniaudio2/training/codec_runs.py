@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -137,6 +138,11 @@ class CodecRun:
             refuse_unknown(self.recipe.get("loss") or {}, LOSSES[self.stage], "loss", "loss.")
         self._check_sources()
         self._check_rewards()
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or self.recipe["arguments"].get("fsdp"):
+            raise ValueError(
+                "Stages of the codec have no FSDP: what they save would be one process's share. Take "
+                "arguments.deepspeed=zero3, or launch without the FSDP configuration."
+            )
 
     def _check_sources(self) -> None:
         data = self.recipe["data"]
