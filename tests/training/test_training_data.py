@@ -16,7 +16,7 @@ from uniaudio2.processing.tasks import TASKS
 from uniaudio2.training import auditory_sentences as sentences
 from uniaudio2.training.language_model_stages import targets_of
 from uniaudio2.training.manifest import checked_rows, load_manifest
-from uniaudio2.training.mixture import Draw, Mixture, MixtureBatches, Records, TaskSource, make_source
+from uniaudio2.training.mixture import Draw, EveryExample, Mixture, MixtureBatches, Records, TaskSource, make_source
 from uniaudio2.training.tokenization import tokenize
 
 TEXTS = ["seven three nine", "one", "zero eight six five", "two four", "nine nine one two three", "six"]
@@ -425,15 +425,40 @@ def test_what_streams_cannot_do_is_refused(stream, records, processor):
         make_source({"task": "ASR", "shuffle_buffer": 5}, records, processor, 0, 0)
     with pytest.raises(ValueError, match="leave out 'shuffle_buffer'"):
         make_source({"sentences": "same_text_in_styles", "shuffle_buffer": 5}, stream(), processor, 0, 0)
-    with pytest.raises(ValueError, match="No example of source 2 has at most 10 rows"):
+    with pytest.raises(ValueError, match=r"No example of source 2 \(ASR\) has at most 10 rows: raise data.context"):
         next(make_source({"task": "ASR"}, stream(), processor, 2, 0).draws(2, 10))
     without = stream().remove_columns("text")
     with pytest.raises(ValueError, match=r"record of the stream lacks \['text'\]"):
         next(make_source({"task": "ASR"}, without, processor, 0, 0).draws(0, 4000))
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_examples_that_do_not_fit_are_counted_and_said_once(stream, records, processor, monkeypatch, streamed):
+    said = []
+    monkeypatch.setattr("uniaudio2.training.mixture.logger", SimpleNamespace(warning=said.append))
+    dataset = stream() if streamed else records
+    entries = [{"task": "ASR"}, {"sentences": "interleaved_speech_and_text"}]
+    sources = [make_source(entry, dataset, processor, i, seed=1) for i, entry in enumerate(entries)]
+    plan = Mixture(sources, processor, 80)
+    with pytest.raises(ValueError, match=r"No example of source 1 \(interleaved_speech_and_text\)"):
+        next(sources[1].draws(1, 40))
+    assert [line[:53] for line in said] == ["3 of the 3 examples of source 1 (interleaved_speech_a"]
+    said.clear()
+    for source, numbers in zip(sources, (12, 3), strict=True):
+        fitting = {draw.number for draw in islice(source.draws(0, 80), 4 * numbers) if draw.number < numbers}
+        (line,) = said
+        left_out = numbers - len(fitting)
+        assert 0 < left_out < numbers and line.startswith(f"{left_out} of the {numbers} examples of source 0")
+        assert line.endswith("80 rows: raise data.context, or cut recordings and texts into shorter ones.")
+        said.clear()
+    assert plan.num_left_out == sum(source.num_left_out for source in sources) > left_out
+    if not streamed:
+        examples = EveryExample(Mixture(sources[:1], processor, 80, packed=False))
+        assert said[0].startswith(f"{12 - len(examples)} of the 12 examples of source 0 (ASR) are left out, as they ")
+
+
 def test_what_cannot_be_planned_is_refused(mixture, records, processor):
-    with pytest.raises(ValueError, match="No example of source 0 has at most 20 rows"):
+    with pytest.raises(ValueError, match=r"No example of source 0 \(ASR\) has at most 20 rows"):
         next(mixture(max_rows=20).draws())
     with pytest.raises(ValueError, match="has a 'task' or a builder"):
         make_source({"weight": 1}, records, processor, 0, 0)

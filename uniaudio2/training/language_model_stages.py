@@ -40,7 +40,8 @@ class LanguageModelStageTrainer(StageTrainer):
     """
     A stage of the language model, on batches of [`~uniaudio2.UniAudio2DataCollator`] or packed ones.
 
-    Logs `text_loss` and `audio_loss`, both accuracies (of the codes: over all codebooks), and `codebook_<k>_loss`.
+    Logs `text_loss` and `audio_loss`, both accuracies (of the codes: over all codebooks), and `codebook_<k>_loss`;
+    of a [`~uniaudio2.training.mixture.Mixture`] also `examples_left_out`, those so far that do not fit.
 
     Args:
         model ([`~uniaudio2.UniAudio2ForConditionalGeneration`] or `PeftModel`): The model.
@@ -123,6 +124,11 @@ class LanguageModelStageTrainer(StageTrainer):
     def count_tokens(self, inputs: dict[str, Any]) -> int:
         mask = inputs.get("attention_mask")
         return int(mask.sum()) if mask is not None else inputs["mm_token_type_ids"].numel()
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and isinstance(self.train_dataset, Mixture):
+            logs["examples_left_out"] = self.train_dataset.num_left_out
+        super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..processing.processing_uniaudio2 import UniAudio2Processor
 from ..processing.rows import AUDIO_ROW, AudioCodes, Rows
@@ -26,6 +28,8 @@ from ..processing.turns import Turn, example, prompt_text
 from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
 from .manifest import import_datasets
 from .recipe import refuse_unknown
+
+logger = logging.get_logger(__name__)
 
 # Packed rows that are filled side by side. More leave less padding at the ends and mix less.
 OPEN_ROWS = 16
@@ -204,6 +208,20 @@ def shuffled(records: Iterable[Any], buffer_size: int, rng: np.random.Generator)
     yield from (held[place] for place in rng.permutation(len(held)))
 
 
+# What is said of examples that are left out.
+UNFIT_SENTENCE = "have not two segments within"
+MORE_EXAMPLES = "raise data.context, or cut recordings and texts into shorter ones"
+
+
+def warn_of_left_out(source: "Source", place: int, number: int, max_rows: int) -> None:
+    """Say how many of `number` examples of a source do not fit, if any do not, in the first process alone."""
+    if source.num_left_out and PartialState().is_main_process:
+        logger.warning(
+            f"{source.num_left_out} of the {number} examples of source {place} ({source.name}) are left out, as they "
+            f"{source.unfit} {max_rows} rows: {MORE_EXAMPLES}."
+        )
+
+
 @dataclass(frozen=True)
 class Draw:
     """
@@ -218,12 +236,25 @@ class Draw:
 
 
 class Source:
-    """Examples without end: every record once, in random order, then again in another."""
+    """
+    Examples without end: every record once, in random order, then again in another.
 
-    def __init__(self, records: Records, weight: float, seed: tuple[int, ...]):
+    Args:
+        records (`Records`): The records.
+        name (`str`): What messages call it.
+        weight (`float`): Its share of the rows, relative to other sources.
+        seed (`tuple[int, ...]`): Of all choices.
+    """
+
+    # What is said of examples that are left out, before a number of rows.
+    unfit = "are longer than"
+
+    def __init__(self, records: Records, name: str, weight: float, seed: tuple[int, ...]):
         if weight <= 0:
             raise ValueError(f"The weight of a source must be positive, but is {weight}.")
-        self.records, self.weight, self.seed = records, weight, seed
+        self.records, self.name, self.weight, self.seed = records, name, weight, seed
+        # Examples of the plan so far that did not fit.
+        self.num_left_out = 0
 
     @property
     def num_items(self) -> int:
@@ -239,17 +270,33 @@ class Source:
         return np.random.default_rng([*self.seed, 0, number])
 
     def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
-        """The examples that fit, without end; `place` is that of this source among others."""
-        refused = 0
-        for number in count():
-            length = self.length(number, max_rows)
-            if length is None:
-                refused += 1
-                if refused > 2 * self.num_items:
-                    raise no_example(place, max_rows)
-            else:
-                refused = 0
-                yield Draw(place, number, length)
+        """
+        The examples that fit, without end; `place` is that of this source among others. Those that do not are counted,
+        and said after the first time through; the choices of an example may let it fit another time.
+        """
+        number = self.num_left_out = 0
+        refused = 0  # since the last one that fitted
+        for epoch in count():
+            first = number
+            for length, streamed in self.lengths(epoch, first, max_rows):
+                if length is None:
+                    self.num_left_out += 1
+                    refused += 1
+                else:
+                    refused = 0
+                    yield Draw(place, number, length, streamed)
+                number += 1
+            if refused >= 2 * (number - first):
+                raise ValueError(
+                    f"No example of source {place} ({self.name}) has at most {max_rows} rows: {MORE_EXAMPLES}."
+                )
+            if epoch == 0:
+                warn_of_left_out(self, place, number, max_rows)
+
+    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        """Rows of each example of one time through, and what is streamed; `first` is the number of the first one."""
+        for number in range(first, first + self.num_items):
+            yield self.length(number, max_rows), None
 
     def length(self, number: int, max_rows: int) -> int | None:
         """Rows of an example; `None` if it has more than `max_rows`."""
@@ -271,7 +318,7 @@ class TaskSource(Source):
         self, records: Records, task: TaskFormat, processor: UniAudio2Processor, weight: float, seed: tuple[int, ...],
         condition_dropout: float = 0.0,
     ):  # fmt: skip
-        super().__init__(records, weight, seed)
+        super().__init__(records, task.name, weight, seed)
         self.task = task
         self.condition_dropout = condition_dropout if task.condition_dropout else 0.0
         tokenize = processor.tokenizer
@@ -308,17 +355,9 @@ class StreamedTaskSource(TaskSource):
 
     records: StreamedRecords
 
-    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
-        numbers = count()
-        for epoch in count():
-            found = False
-            for record, number in zip(self.records.epoch(epoch), numbers, strict=False):
-                length = self._length(number, self.records.sizes_of(record), max_rows)
-                if length is not None:
-                    found = True
-                    yield Draw(place, number, length, record)
-            if not found:
-                raise no_example(place, max_rows)
+    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        for number, record in enumerate(self.records.epoch(epoch), first):
+            yield self._length(number, self.records.sizes_of(record), max_rows), record
 
     def turn(self, draw: Draw, max_rows: int) -> Turn:
         return self._turn(draw, with_codes(draw.streamed, self.records.audio, self.records.num_codebooks))
@@ -330,8 +369,10 @@ class StreamedTaskSource(TaskSource):
 class SentenceSource(Source):
     """Related records as auditory sentences."""
 
+    unfit = UNFIT_SENTENCE
+
     def __init__(self, records: Records, builder_name: str, weight: float, seed: tuple[int, ...]):
-        super().__init__(records, weight, seed)
+        super().__init__(records, builder_name, weight, seed)
         self.builder = get_builder(builder_name)
         self.groups = records.groups(self.builder.related_by, self.builder.ordered_by)
 
@@ -358,9 +399,10 @@ class StreamedSentenceSource(Source):
     """The same of records that come as a stream, in which related ones follow each other."""
 
     records: StreamedRecords
+    unfit = UNFIT_SENTENCE
 
     def __init__(self, records: StreamedRecords, builder_name: str, weight: float, seed: tuple[int, ...]):
-        super().__init__(records, weight, seed)
+        super().__init__(records, builder_name, weight, seed)
         self.builder = get_builder(builder_name)
 
     def _groups(self, epoch: int) -> Iterator[list[dict[str, Any]]]:
@@ -376,18 +418,10 @@ class StreamedSentenceSource(Source):
         sizes = [self.records.sizes_of(record) for record in group]
         return sizes, plan_sentence(self.builder, sizes, self.generator(number), max_rows)
 
-    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
-        numbers = count()
-        for epoch in count():
-            found = False
-            for group, number in zip(self._groups(epoch), numbers, strict=False):
-                sizes, pieces = self._plan(number, group, max_rows)
-                if pieces:
-                    found = True
-                    length = sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces)
-                    yield Draw(place, number, length, group)
-            if not found:
-                raise no_example(place, max_rows)
+    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        for number, group in enumerate(self._groups(epoch), first):
+            sizes, pieces = self._plan(number, group, max_rows)
+            yield sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces) or None, group
 
     def turn(self, draw: Draw, max_rows: int) -> Turn:
         _, pieces = self._plan(draw.number, draw.streamed, max_rows)
@@ -404,7 +438,7 @@ class Mixture(Dataset):
     Args:
         sources (`Sequence[Source]`): The sources.
         processor (`UniAudio2Processor`): Makes the rows.
-        max_rows (`int`): The context. Examples that are longer are left out.
+        max_rows (`int`): The context. Examples that are longer are left out, and counted.
         packed (`bool`, *optional*, defaults to `True`):
             Whether several examples share one sequence of exactly `max_rows`, told apart by their positions.
         semantic_features (`bool`, *optional*, defaults to `False`):
@@ -424,6 +458,11 @@ class Mixture(Dataset):
     ):
         self.sources, self.processor = list(sources), processor
         self.max_rows, self.packed, self.semantic_features = max_rows, packed, semantic_features
+
+    @property
+    def num_left_out(self) -> int:
+        """Examples of the plan so far that did not fit."""
+        return sum(source.num_left_out for source in self.sources)
 
     def draws(self) -> Iterator[Draw]:
         """The examples in the order of the plan, without end."""
@@ -506,13 +545,12 @@ class EveryExample(Dataset):
     """
 
     def __init__(self, mixture: Mixture):
-        self.mixture = mixture
-        self.draws = [
-            Draw(place, number, length)
-            for place, source in enumerate(mixture.sources)
-            for number in range(source.num_items)
-            if (length := source.length(number, mixture.max_rows)) is not None
-        ]
+        self.mixture, self.draws = mixture, []
+        for place, source in enumerate(mixture.sources):
+            lengths = [source.length(number, mixture.max_rows) for number in range(source.num_items)]
+            self.draws += [Draw(place, number, length) for number, length in enumerate(lengths) if length is not None]
+            source.num_left_out = lengths.count(None)
+            warn_of_left_out(source, place, len(lengths), mixture.max_rows)
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -655,10 +693,6 @@ def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor
     audio = [name for name in task.fields if not task.is_text(name)]
     make = StreamedTaskSource if is_stream else TaskSource
     return make(records(audio, texts), task, processor, weight, key, entry.get("condition_dropout", 0.0))
-
-
-def no_example(place: int, max_rows: int) -> ValueError:
-    return ValueError(f"No example of source {place} has at most {max_rows} rows.")
 
 
 @lru_cache(maxsize=64)
