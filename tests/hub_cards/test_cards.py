@@ -193,10 +193,37 @@ def test_a_checkpoint_of_two_tasks_lists_two(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tasks": ["ASR", "audio_caption"]}))
     stage(folder, tmp_path / "staged")
-    use = sections((tmp_path / "staged" / "language-model" / "README.md").read_text())["How to use it"]
+    card = (tmp_path / "staged" / "language-model" / "README.md").read_text()
+    use = sections(card)["How to use it"]
     assert re.findall(r"^\| `(\w+)` \|", use, flags=re.MULTILINE) == ["ASR", "audio_caption"]
     # It cannot speak, so no example speaks.
     assert "text-to-audio" not in use and "It was trained on these tasks alone" in use
+    # Nor do the tags, which people search by.
+    assert front(card)["pipeline_tag"] == "any-to-any"
+    assert front(card)["tags"] == [
+        "uniaudio2", "audio", "automatic-speech-recognition", "audio-text-to-text", "audio-understanding",
+        "custom_code",
+    ]  # fmt: skip
+
+
+def test_the_metadata_claim_what_a_checkpoint_was_trained_on(release, released_cards, tmp_path):
+    stage(Path(TINY), tmp_path / "staged")
+    card, space = (
+        front((tmp_path / "staged" / name / "README.md").read_text()) for name in ("language-model", "space")
+    )
+    assert card["language"] == ["en"] and card["pipeline_tag"] == "text-to-audio"
+    assert card["tags"] == [
+        "uniaudio2", "audio", "text-to-speech", "automatic-speech-recognition", "any-to-any", "custom_code",
+    ]  # fmt: skip
+    assert space["tags"] == ["audio", "text-to-speech", "automatic-speech-recognition", "any-to-any"]
+    assert {result["dataset"]["name"] for result in card["model-index"][0]["results"]} == {"uniaudio2 spoken digits"}
+    # The release lists no tasks, and so has all that the paper trains.
+    released = front(released_cards[0])
+    assert {"audio-understanding", "music-generation", "text-to-audio", "any-to-any"} <= set(released["tags"])
+    # Without the Cantonese tasks there is no Cantonese.
+    config = UniAudio2Config(tasks=["ASR", "TTS"])
+    part = replace(release, folder=SimpleNamespace(model=SimpleNamespace(config=config)))
+    assert release.languages == ["en", "zh", "yue"] and part.languages == ["en", "zh"]
 
 
 def test_nothing_is_claimed_of_a_model_that_was_not_measured(session_staged):

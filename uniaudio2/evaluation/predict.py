@@ -225,7 +225,9 @@ def run_description(test: SuiteTest, predictor: Predictor, seed: int, batch_size
         "test": test.name,
         "task": test.task,
         "prompt": test.prompt,
-        "data": {name: value for name, value in vars(test.data).items() if value is not None and name != "how"},
+        "data": {
+            name: value for name, value in vars(test.data).items() if value is not None and name not in ("how", "name")
+        },
         "columns": dict(test.columns),
         "values": dict(test.values),
         "generation": dict(test.generation),

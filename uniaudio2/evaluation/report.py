@@ -245,7 +245,7 @@ def card_entries(
     """
     results, entries = [], []
     for test, summary in zip(tests, summaries, strict=True):
-        dataset = test.data.hub or test.data.folder
+        dataset = test.data.title
         for entry in summary["scores"]:
             value = round(entry["value"] * (100 if entry["percent"] else 1), 4)
             results.append(

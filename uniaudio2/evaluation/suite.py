@@ -22,9 +22,11 @@ TEXT_BENCHMARK = "text_benchmark"
 # Tasks of the Hub, where they have one of the kind.
 HUB_TASKS = {
     **dict.fromkeys(("ASR", "Yue_ASR", "D_ASR", "lyric_recognition"), "automatic-speech-recognition"),
-    **dict.fromkeys(("TTS", "Yue_TTS", "InstructTTS"), "text-to-speech"),
+    **dict.fromkeys(("TTS", "Yue_TTS", "InstructTTS", "prompt_instruct_tts"), "text-to-speech"),
     **dict.fromkeys(("TTA", "TTM", "LTS"), "text-to-audio"),
     **dict.fromkeys(("audio_caption", "music_caption", "audio_understanding", "speech_s2t"), "audio-text-to-text"),
+    **dict.fromkeys(("speech_s2s", "speech_denoise", "speech_edit", "speech_ss", "music_ss"), "audio-to-audio"),
+    "text_only": "text-generation",
     TEXT_BENCHMARK: "text-generation",
     CODES_TASK: "feature-extraction",
 }
@@ -46,6 +48,7 @@ class DataSource:
         split (`str`, *optional*): The split; in a folder, items with another `split` are left out.
         config (`str`, *optional*): The configuration of a data set on the Hub.
         how (`str`, *optional*): How to get or prepare the data, for people.
+        name (`str`, *optional*): What the data of a folder are called; by default as the folder.
     """
 
     hub: str | None = None
@@ -53,6 +56,12 @@ class DataSource:
     split: str | None = None
     config: str | None = None
     how: str | None = None
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the data set, as cards and tables say it."""
+        return self.name or self.hub or Path(self.folder).name
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """The cards: templates filled with facts, and the metadata that the Hub reads."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CardData, ModelCardData, SpaceCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..evaluation.suite import HUB_TASKS
+from ..processing.tasks import TASKS
 from .facts import Facts, requirements
 from .results import RESULTS_FILE, Result, model_index
 
@@ -24,15 +26,12 @@ LLAMA_NOTICE = (
     "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. "
     + "All Rights Reserved.\n"
 )
-LANGUAGE_MODEL_TAGS = [
-    "uniaudio2",
-    "audio",
-    "text-to-speech",
-    "automatic-speech-recognition",
-    "audio-understanding",
-    "any-to-any",
-    "custom_code",
-]
+# What people look for beside the tasks that the Hub has names for, and the tasks that are it.
+TOPICS = {
+    "audio-understanding": ("audio_caption", "music_caption", "audio_understanding"),
+    "music-generation": ("TTM", "LTS"),
+}
+ANY_TO_ANY = "any-to-any"
 CODEC_TAGS = ["uniaudio2", "audio", "audio-to-audio", "neural-audio-codec", "audio-tokenization", "custom_code"]
 # Of the demo; the package is tested with it.
 GRADIO_VERSION, SPACE_PYTHON = "6.31.0", "3.12"
@@ -48,8 +47,10 @@ def language_model_card(facts: Facts, results: Sequence[Result], address: str, c
         address, codec, space (`str`): The three repositories, as `NAMESPACE/NAME`.
     """
     about = facts.card["language_model"]
-    # The tag decides which pipeline `pipeline(model=...)` makes.
-    data = _metadata(facts, about, results, address, "text-to-audio", LANGUAGE_MODEL_TAGS)
+    # The tag decides which pipeline `pipeline(model=...)` makes: that of messages, if it makes no audio out of text.
+    speaks = any(_takes(name, "text") and TASKS[name].output == "audio" for name in facts.tasks)
+    tags = ["uniaudio2", "audio", *task_tags(facts.tasks), "custom_code"]
+    data = _metadata(facts, about, results, address, "text-to-audio" if speaks else ANY_TO_ANY, tags)
     addresses = {"address": address, "codec": codec, "space": space}
     return _card(data, "language_model.md.jinja", **_common(facts, about, results), **addresses)
 
@@ -77,7 +78,7 @@ def space_card(facts: Facts, language_model: str, codec: str) -> str:
         models=[language_model, codec],
         suggested_hardware=facts.space_hardware,
         short_description="Speak, listen, create and converse with UniAudio 2.0",
-        tags=["audio", "text-to-speech", "automatic-speech-recognition", "music-generation"],
+        tags=["audio", *task_tags(facts.tasks)],
     )
     values = {"language_model": language_model, "codec": codec, "is_llama": _is_llama(facts)}
     return _card(data, "space.md.jinja", facts=facts, **values)
@@ -90,6 +91,24 @@ def app(facts: Facts, language_model: str) -> str:
     )
 
 
+def task_tags(tasks: Iterable[str]) -> list[str]:
+    """The tags that are true of a model trained on these tasks."""
+    names = list(tasks)
+    tags = [HUB_TASKS[name] for name in names if name in HUB_TASKS]
+    tags += [topic for topic, members in TOPICS.items() if not set(members).isdisjoint(names)]
+    # As the Hub means it: it takes text and audio, and answers with either.
+    takes = {kind for name in names for kind in ("text", "audio") if _takes(name, kind)}
+    if takes == {TASKS[name].output for name in names} == {"text", "audio"}:
+        tags.append(ANY_TO_ANY)
+    return list(dict.fromkeys(tags))
+
+
+def _takes(task: str, kind: str) -> bool:
+    """Whether a task is given a text, or audio."""
+    known = TASKS[task]
+    return any(known.is_text(field) == (kind == "text") for field in known.condition_fields)
+
+
 def _is_llama(facts: Facts) -> bool:
     return facts.card["language_model"]["license"] == LLAMA_LICENSE
 
@@ -99,7 +118,7 @@ def _metadata(
 ) -> ModelCardData:
     base = about.get("base_model")
     data = ModelCardData(
-        language=facts.card["language"],
+        language=facts.languages,
         license=about["license"],
         license_name=about.get("license_name"),
         license_link=about.get("license_link"),

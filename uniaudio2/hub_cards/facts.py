@@ -72,6 +72,12 @@ class Facts:
         return {name: TASKS[name].description for name in names if name in TASKS}
 
     @property
+    def languages(self) -> list[str]:
+        """What its makers say; Cantonese has tasks of its own, and goes with them."""
+        known = any(name.startswith("Yue_") for name in self.tasks)
+        return [language for language in self.card["language"] if known or language != "yue"]
+
+    @property
     def sizes(self) -> list[dict[str, str]]:
         """Parameters and bytes of the parts, and what they take together."""
         model, codec = self.folder.model, self.folder.codec

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..evaluation.suite import CODEC_TASKS, HUB_TASKS, SUITE_FOLDER, suite_names
+from ..evaluation.suite import CODEC_TASKS, HUB_TASKS, SUITE_FOLDER, DataSource, suite_names
 from .model_files import read_json
 
 # What we have measured of a model, in its folder.
@@ -178,13 +178,13 @@ def _suite(name: str) -> Mapping[str, Any]:
 
 
 def _place(suite: str, name: str, test: Mapping[str, Any]) -> dict[str, Any]:
-    data = test["data"]
+    data = DataSource(**test["data"])
     return {
         "test": f"{suite}/{name}",
         "task": test["task"],
-        "data": data.get("hub") or Path(data["folder"]).name,
-        "config": data.get("config"),
-        "split": data.get("split"),
+        "data": data.title,
+        "config": data.config,
+        "split": data.split,
     }
 
 
