@@ -153,6 +153,16 @@ def test_a_dry_run_says_what_would_learn(folder, text_head, stage):
     assert "100.0% caption" in text and "GiB per device" in text and "2 steps" in text
 
 
+def test_a_dry_run_of_stage_2_needs_no_stage_1(folder, tmp_path):
+    codec = ReasoningCodecModel.from_pretrained(folder / "codec")
+    llama = LlamaForCausalLM.from_pretrained(folder / "llama")
+    path = str(tmp_path / "text-head")
+    run = make_run("reasoning-grpo", folder, text_head=path, language_model=str(folder / "llama"))
+    planned = run.describe()
+    ReasoningCodecForConditionalGeneration.from_parts(codec, llama, audio_token_id=0).save_pretrained(path)
+    assert planned == run.describe()
+
+
 def test_a_dry_run_counts_the_judge(folder, text_head, capsys):
     values = [f"model.text_head={text_head}", f"rewards.judge={folder / 'llama'}", "hardware.num_devices=4"]
     assert main(["train", "reasoning-grpo", "--config", "codec_reasoning_grpo", *values, "--dry-run"]) == 0

@@ -263,19 +263,15 @@ class CodecRun:
             rows = batch * round(self.max_seconds(config) * config.sampling_rate) // config.latent_hop_length
             width = flow.num_attention_heads * flow.attention_head_dim
             return model, transformer_bytes(rows, width, flow.num_layers, checkpointing), 0
-        if self.stage == "reasoning-sft":
-            text = self.text_config()
-            config = ReasoningCodecTextConfig(codec_config=self.codec_config(), text_config=text, audio_token_id=0)
-            answer = ANSWER_ROWS
-        else:
-            config = ReasoningCodecTextConfig.from_pretrained(self.text_head_path())
-            text, answer = config.text_config, arguments.get("max_completion_length", 256)
+        config, answer = self.text_head_config(), ANSWER_ROWS
+        if self.stage == "reasoning-grpo":
+            answer = arguments.get("max_completion_length", 256)
         with torch.device("meta"):
             model = ReasoningCodecForConditionalGeneration(config)
             if self.recipe.get("lora") is None:
                 freeze_all_but(model, ReasoningSFTTrainer.trained_modules(model))
             model = self.adapted(model)
-        codec = config.codec_config
+        codec, text = config.codec_config, config.text_config
         rows = batch * (round(self.max_seconds(codec) * codec.sampling_rate) // codec.reasoning_hop_length + answer)
         activations = transformer_bytes(rows, text.hidden_size, text.num_hidden_layers, checkpointing)
         judge = 0
@@ -391,8 +387,22 @@ class CodecRun:
         return str(Path(TINY) / "codec") if path == "tiny" else _there("model.codec", path, "a codec's folder")
 
     def text_head_path(self) -> str:
-        made = "what `uniaudio2 train reasoning-sft` or `reasoning-grpo` writes: run that first"
+        made = (
+            "what `uniaudio2 train reasoning-sft` or `reasoning-grpo` writes: run that first (for --dry-run of "
+            "reasoning-grpo the sizes of model.codec and model.language_model are enough)"
+        )
         return _there("model.text_head", self.recipe["model"]["text_head"], made)
+
+    def text_head_config(self) -> ReasoningCodecTextConfig:
+        """Of the model that writes; as far as sizes go also where stage 1 has not made it yet."""
+        names = self.recipe["model"]
+        if self.stage == "reasoning-sft" or (
+            names.get("codec") and names.get("language_model") and not Path(names["text_head"]).exists()
+        ):
+            return ReasoningCodecTextConfig(
+                codec_config=self.codec_config(), text_config=self.text_config(), audio_token_id=0
+            )
+        return ReasoningCodecTextConfig.from_pretrained(self.text_head_path())
 
     def text_config(self) -> LlamaConfig:
         path = self.recipe["model"]["language_model"]
