@@ -222,11 +222,12 @@ def test_codec(client, speech):
 
 
 def test_converse_takes_turns_in_text_and_in_sound(client, speech):
-    text, sound, facts = client.predict(kind="speak", text="one two", api_name="/converse")
+    text, sound, codes, facts = client.predict(kind="speak", text="one two", api_name="/converse")
     assert text == "" and soundfile.info(sound).duration == pytest.approx(facts["seconds"], abs=0.01)
     assert read_provenance(sound)["task"] == "TTS"
-    text, sound, facts = client.predict(kind="transcribe", audio=speech, api_name="/converse")
-    assert text == "one zero four zero one" and sound is None and "seconds" not in facts
+    assert load_codes(Path(codes)).reconstruction_codes.shape[1] * 1920 == soundfile.info(sound).frames
+    text, sound, codes, facts = client.predict(kind="transcribe", audio=speech, api_name="/converse")
+    assert text == "one zero four zero one" and sound is None and codes is None and "seconds" not in facts
     client.predict(api_name="/new_conversation")
 
 

@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 from space_server import serving
 
+from uniaudio2.commands.codes_file import load_codes
 from uniaudio2.hub_cards.space.app import TABS
 from uniaudio2.hub_cards.space.examples import RECORDINGS
 from uniaudio2.processing import read_provenance
@@ -211,10 +212,17 @@ def test_converse(visit):
     expect(chat).to_contain_text("one two")
     expect(page.get_by_label("Your text")).to_have_value("")
     assert heard(page, "converse") > 0.5
+    codes = page.get_by_role("button", name="Download its codes").locator("visible=true")
+    with page.expect_download() as download:
+        codes.click()
+    spoken = load_codes(Path(download.value.path())).reconstruction_codes
+    assert spoken.shape[1] / 12.5 == pytest.approx(heard(page, "converse"), abs=0.01)
     page.get_by_label("Write down what I say").check()
     upload(page, "converse", RECORDINGS[0])
     page.get_by_role("button", name="Send").click()
     expect(chat).to_contain_text("one zero four zero one")
+    # A text has none.
+    expect(codes).to_have_count(0)
     page.get_by_role("button", name="New conversation").click()
     expect(chat).not_to_contain_text("one zero four zero one")
 

@@ -10,7 +10,7 @@ import gradio as gr
 from .answering import NEW_SEED, Outputs, chosen_seed, offers, starts, told
 from .examples import recordings_to_try
 from .inference import Answer, Engine, Heard, Request, codes_part
-from .layout import audio_settings, buttons, heading, note, recording, reuse_button
+from .layout import audio_settings, buttons, follow_ups, heading, note, recording
 from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
 from .links import link_to
 from .live import DONE, facts, facts_line, live_player
@@ -103,7 +103,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
             )
             live = live_player("converse-live")
             result_facts = facts_line("converse-facts")
-            reuse_button(TAB, result_facts, settings.seed)
+            codes = follow_ups(TAB, result_facts, settings.seed)
 
     def taken(
         history: list[dict[str, Any]],
@@ -115,7 +115,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         guidance_scale: float,
         max_seconds: float,
     ) -> Iterator[Any]:
-        """Messages of a turn; its outputs are the answer in text, the answer in sound, the facts, the history."""
+        """Messages of a turn; its outputs are the answer in text, in sound, its codes, the facts, the history."""
         turn, used = KINDS[kind], chosen_seed(seed)
         asked = _question(engine, history, turn, text, audio)
         link = link_to(
@@ -142,13 +142,13 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 yield message
             elif message.text is not None:
                 reply = {"role": "assistant", "content": [{"type": "text", "text": message.text}]}
-                yield Outputs((message.text, None, facts(used, link), [*history, asked, reply]))
+                yield Outputs((message.text, None, None, facts(used, link), [*history, asked, reply]))
             else:
                 name = turn.task or "sequence"
-                path, _ = engine.files.save(engine.processor, message.samples, message.codes, name)
+                path, stream = engine.files.save(engine.processor, message.samples, message.codes, name)
                 reply = {"role": "assistant", "content": [codes_part(message.codes)]}
                 seconds = len(message.samples) / engine.sampling_rate
-                yield Outputs(("", path, facts(used, link, seconds), [*history, asked, reply]))
+                yield Outputs(("", path, stream, facts(used, link, seconds), [*history, asked, reply]))
 
     def converse(
         history: list[dict[str, Any]],
@@ -161,12 +161,12 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         max_seconds: float = 10.0,
     ) -> Iterator[tuple[Any, ...]]:
         """Takes a turn; the session remembers those before. `kind` is one of speak, transcribe, ask, reply,
-        reply_aloud, follow_in_text, follow_in_audio. Returns the answer in text, the answer as an audio file, of which
-        there is one, and the facts: seed, seconds, link."""
+        reply_aloud, follow_in_text, follow_in_audio. Returns the answer in text, or as an audio file with its codes,
+        and the facts: seed, seconds, link."""
         work = taken(history, kind, text, audio, seed, temperature, guidance_scale, max_seconds)
         # The state of the session goes before the facts.
-        for live_value, answer, sound, told_facts, remembered in told(engine, 5, work):
-            yield live_value, answer, sound, remembered, told_facts
+        for live_value, answer, sound, stream, told_facts, remembered in told(engine, 6, work):
+            yield live_value, answer, sound, stream, remembered, told_facts
 
     def converse_on_page(
         shown: list[dict[str, Any]], history: list[dict[str, Any]], kind: str, text: str, audio: str | None, *settings
@@ -180,15 +180,17 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 if not is_shown:
                     # Now that the turn has been found right.
                     is_shown = True
-                    yield Outputs((so_far, gr.skip(), gr.skip()), are_last=False)
+                    yield Outputs((so_far, gr.skip(), gr.skip(), gr.skip()), are_last=False)
                 if isinstance(message, Outputs):
-                    answer, sound, told_facts, remembered = message.values
+                    answer, sound, stream, told_facts, remembered = message.values
                     reply = {"role": "assistant", "content": answer if sound is None else {"path": sound}}
-                    yield Outputs(([*so_far, reply], remembered, told_facts))
+                    # A text has no codes.
+                    download = gr.update(value=stream, visible=stream is not None)
+                    yield Outputs(([*so_far, reply], remembered, download, told_facts))
                 else:
                     yield message
 
-        yield from told(engine, 4, work())
+        yield from told(engine, 5, work())
 
     def add_example(
         history: list[dict[str, Any]],
@@ -220,7 +222,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         return [*shown, *_shown(KINDS[kind], text, audio), reply], remembered
 
     inputs = [conversation, kind, text, audio, *settings.inputs]
-    outputs = [chat, conversation, result_facts]
+    outputs = [chat, conversation, codes, result_facts]
     event = starts([go.click, text.submit], stop, live, converse_on_page, [chat, *inputs], outputs, TAB)
     # What was sent goes out of the form; what was stopped or went wrong stays there, and goes out of the chat.
     event.success(
@@ -244,6 +246,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
     answers = [
         gr.Textbox(label="answer", visible=False),
         gr.Audio(label="sound", type="filepath", interactive=False, visible=False),
+        gr.DownloadButton("codes", visible=False),
     ]
     offers(converse, inputs, [*answers, conversation], TAB)
 

@@ -118,10 +118,14 @@ def audio_result(tab: str, seed: gr.Number, label: str = "Sound") -> Result:
         waveform_options=gr.WaveformOptions(waveform_color="#94a3b8", waveform_progress_color="#0f766e"),
     )
     facts = facts_line(f"{tab}-facts")
+    return Result(live, audio, follow_ups(tab, facts, seed), facts)
+
+
+def follow_ups(tab: str, facts: gr.HTML, seed: gr.Number) -> gr.DownloadButton:
+    """What can be done with a result in audio; returns the button that its codes are for."""
     with gr.Row(elem_classes="follow-ups"):
         reuse_button(tab, facts, seed)
-        codes = gr.DownloadButton("Download its codes", size="sm", elem_id=f"{tab}-codes")
-    return Result(live, audio, codes, facts)
+        return gr.DownloadButton("Download its codes", size="sm", elem_id=f"{tab}-codes")
 
 
 def reuse_button(tab: str, facts: gr.HTML, seed: gr.Number) -> None:
