@@ -1,7 +1,7 @@
 """Which examples a model sees, in which order and how they share rows: planned from lengths alone.
 
-The plan is a function of the seed, so its position is a number: a resumed training makes so many batches of the plan
-again, without loading anything, and goes on exactly where it was. Every process makes the whole plan and takes its part.
+The plan is a function of the seed, so its position is a number: a resumed training plans that much again, without
+loading anything, and goes on exactly where it was. Every process makes the whole plan and takes its part.
 
 Records that come as a stream have no lengths before they are read. Then the plan reads them, in every process, and a
 resumed training reads the stream again from its start, without making anything of it. That is exact with a shuffle
