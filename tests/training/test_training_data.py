@@ -1,6 +1,8 @@
 """Manifests, codes on disk, auditory sentences and the plan that mixes and packs them."""
 
 import json
+import re
+import runpy
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from PIL import Image
 
 from uniaudio2.processing.rows import AUDIO_ROW, AudioCodes
 from uniaudio2.processing.tasks import TASKS
@@ -249,6 +252,20 @@ def test_the_picture_in_the_documentation_is_what_the_code_draws():
     builder = sentences.get_builder("interleaved_speech_and_text")
     pieces = sentences.plan_sentence(builder, sizes, np.random.default_rng(5), 2048)
     assert sentences.draw_sentence(pieces, sizes) in DOCS.read_text(encoding="utf-8")
+
+
+@pytest.mark.checkpoint
+def test_the_picture_of_a_sentence_is_what_its_command_draws(tmp_path, monkeypatch, capsys):
+    """Up to what other versions of libraries draw otherwise."""
+    command = re.search(
+        r"^python (examples/auditory_sentence.py) --output (docs/\S+)$", DOCS.read_text(), re.MULTILINE
+    )
+    monkeypatch.setattr("sys.argv", [command[1], "--output", str(tmp_path / "picture.png")])
+    runpy.run_path(str(DOCS.parents[1] / command[1]), run_name="__main__")
+    assert capsys.readouterr().out.startswith("128 rows in 9 parts")
+    drawn, shown = (np.asarray(Image.open(path).convert("RGB"), dtype=float)
+                    for path in (tmp_path / "picture.png", DOCS.parents[1] / command[2]))  # fmt: skip
+    assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 5
 
 
 # --- The plan ---
