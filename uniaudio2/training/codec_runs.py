@@ -47,12 +47,11 @@ from .estimates import memory_line, parameter_counts, state_bytes, transformer_b
 from .faults import complete_folder
 from .manifest import checked_rows, import_datasets, load_manifest
 from .recipe import (
-    RECIPES,
     argument_names,
     check_positive_integers,
     checked_section,
-    evaluated,
     refuse_unknown,
+    trainer_arguments,
 )
 from .rewards import REWARDS, JudgeReward
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
@@ -457,14 +456,10 @@ class CodecRun:
         return TrainingArguments if self.stage == "scalar-codec" else StageTrainingArguments
 
     def arguments(self, **more) -> TrainingArguments:
-        """Those of the recipe; `deepspeed` may name a shipped file."""
-        values = {"report_to": installed_trackers()} | evaluated(self.recipe)
-        deepspeed = values.get("deepspeed")
-        if deepspeed is not None and not Path(deepspeed).suffix:
-            values["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")
-        if deepspeed is not None and values.get("use_cpu"):
+        values = {"report_to": installed_trackers()} | trainer_arguments(self.recipe)
+        if values.get("deepspeed") is not None and values.get("use_cpu"):
             start_deepspeed_on_cpu()  # which only the arguments of `StageTrainer` do by themselves
-        return self.arguments_class()(output_dir=self.recipe["output"], **values, **more)
+        return self.arguments_class()(**values, **more)
 
     def data(self, arguments: TrainingArguments):
         """

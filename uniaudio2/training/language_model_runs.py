@@ -34,12 +34,11 @@ from .language_model_stages import (
 from .manifest import load_manifest
 from .mixture import EveryExample, Mixture, Source, check_source, make_source
 from .recipe import (
-    RECIPES,
     argument_names,
     check_positive_integers,
     checked_section,
-    evaluated,
     refuse_unknown,
+    trainer_arguments,
 )
 from .stage_trainer import StageTrainingArguments, freeze_all_but
 
@@ -198,11 +197,7 @@ class LanguageModelRun:
         return model
 
     def arguments(self) -> StageTrainingArguments:
-        arguments = evaluated(self.recipe)
-        deepspeed = arguments.get("deepspeed")
-        if deepspeed is not None and not Path(deepspeed).suffix:
-            arguments["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")
-        return StageTrainingArguments(output_dir=self.recipe["output"], **arguments)
+        return StageTrainingArguments(**trainer_arguments(self.recipe))
 
     # Doing
 

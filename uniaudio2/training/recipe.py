@@ -123,7 +123,14 @@ def check_positive_integers(recipe: Mapping[str, Any], names: Sequence[str]) -> 
             raise ValueError(f"{name} must be a positive integer, but is {value!r}.")
 
 
-def evaluated(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a recipe, which evaluate every `eval_steps` where it names held-out data."""
+def trainer_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The arguments of a recipe as its trainer takes them: `output_dir` among them, the path of a DeepSpeed file where a
+    shipped one is named, and evaluation every `eval_steps` where there is held-out data.
+    """
     strategy = {"eval_strategy": "steps"} if recipe["data"].get("validation") else {}
-    return strategy | dict(recipe["arguments"])
+    arguments = strategy | {"output_dir": recipe["output"]} | dict(recipe["arguments"])
+    deepspeed = arguments.get("deepspeed")
+    if deepspeed is not None and not Path(deepspeed).suffix:
+        arguments["deepspeed"] = str(RECIPES.parent / "deepspeed" / f"{deepspeed}.json")
+    return arguments
