@@ -231,9 +231,18 @@ def test_converse_takes_turns_in_text_and_in_sound(client, speech):
     client.predict(api_name="/new_conversation")
 
 
-def test_create_is_off_with_the_shipped_checkpoint(client):
-    message = refusal(client, kind="music", text="slow piano", api_name="/create")
-    assert "switched off" in message and "`TTM`" in message
+def test_what_the_shipped_checkpoint_does_not_know_is_refused_with_the_reason(client, speech):
+    """Not as a name that is unknown: the endpoint takes all that there is."""
+    for request, reason in (
+        ({"kind": "music", "text": "slow piano", "api_name": "/create"}, "`TTM`"),
+        ({"audio": speech, "action": "ask", "question": "Who is it?", "api_name": "/listen"}, "`audio_understanding`"),
+        ({"audio": speech, "kind": "reply_aloud", "api_name": "/converse"}, "`speech_s2s`"),
+        ({"text": "one", "kind": "follow_in_audio", "api_name": "/converse"}, "learns nothing from examples"),
+        ({"text": "one", "kind": "speak", "answer_audio": speech, "api_name": "/add_example"}, "learns nothing"),
+    ):
+        message = refusal(client, **request)
+        assert "switched off" in message and reason in message
+    assert "not in the list of choices" in refusal(client, speech, action="sing", api_name="/listen")
 
 
 def function(demo, name):

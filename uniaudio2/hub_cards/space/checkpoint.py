@@ -60,6 +60,19 @@ class Checkpoint:
         missing = ", ".join(f"{get_task(task).description} (`{task}`)" for task in tasks if not self.knows(task))
         return f"the card of `{self.name}` lists {' and '.join(self.tasks or ())}, and not {missing}"
 
+    @property
+    def reason_against_turns(self) -> str:
+        """Why examples are switched off, for people."""
+        return (
+            f"`{self.name}` was trained on single turns and learns nothing from examples, so each turn is answered by "
+            "itself"
+        )
+
+    def require_turns(self) -> None:
+        """A `ValueError` if earlier turns do not help it."""
+        if not self.follows_turns:
+            raise ValueError(f"This is switched off here: {self.reason_against_turns}.")
+
     def require(self, task: str) -> None:
         """A `ValueError` if it was not trained on a task."""
         if not self.knows(task):

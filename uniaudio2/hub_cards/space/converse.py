@@ -10,7 +10,7 @@ import gradio as gr
 from .answering import NEW_SEED, Outputs, chosen_seed, offers, starts, told
 from .examples import recordings_to_try
 from .inference import Answer, Engine, Heard, Request, codes_part
-from .layout import audio_settings, buttons, follow_ups, heading, note, recording
+from .layout import audio_settings, buttons, choice_of_clients, follow_ups, heading, note, recording
 from .limits import MAX_ANSWER_SECONDS, MAX_TURNS, check_recording, check_text
 from .links import link_to
 from .live import DONE, facts, facts_line, live_player
@@ -75,10 +75,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
                 note(checkpoint.reason_against(*missing))
             with gr.Accordion("Teach by example", open=checkpoint.follows_turns, elem_id="converse-teach"):
                 if not checkpoint.follows_turns:
-                    note(
-                        f"`{checkpoint.name}` was trained on single turns and learns nothing from examples, so each "
-                        "turn is answered by itself"
-                    )
+                    note(checkpoint.reason_against_turns)
                 else:
                     gr.Markdown("Fill in the turn above, and here the answer that you would like to such a turn.")
                 answer_text = gr.Textbox(
@@ -203,6 +200,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         """Adds a turn with the answer that it should have had, as an example for the turns that follow."""
         try:
             turn = KINDS[kind]
+            engine.checkpoint.require_turns()
             asked = _question(engine, history, turn, text, audio)
             if turn.answer == "audio":
                 part = {"type": "audio", "path": check_recording(answer_audio, "The right answer")}
@@ -248,7 +246,8 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         gr.Audio(label="sound", type="filepath", interactive=False, visible=False),
         gr.DownloadButton("codes", visible=False),
     ]
-    offers(converse, inputs, [*answers, conversation], TAB)
+    kind_of_clients = choice_of_clients(kind, KINDS)
+    offers(converse, [conversation, kind_of_clients, *inputs[2:]], [*answers, conversation], TAB)
 
     example = [conversation, kind, text, audio, answer_text, answer_audio]
     added = add.click(
@@ -265,7 +264,9 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
         api_visibility="private",
         queue=False,
     )
-    gr.Button(visible=False).click(add_example, example, conversation, api_name="add_example")
+    gr.Button(visible=False).click(
+        add_example, [conversation, kind_of_clients, *example[2:]], conversation, api_name="add_example"
+    )
 
     def new_conversation() -> list[dict[str, Any]]:
         """Forgets the turns of the session."""
@@ -295,7 +296,9 @@ def _question(
     engine: Engine, history: list[dict[str, Any]], turn: TurnKind, text: str, audio: str | None
 ) -> dict[str, Any]:
     """The message of a turn."""
-    if turn.task is not None:
+    if turn.task is None:
+        engine.checkpoint.require_turns()
+    else:
         engine.checkpoint.require(turn.task)
     if len(history) >= 2 * MAX_TURNS:
         raise ValueError(f"This conversation has {MAX_TURNS} turns, which is as many as fit: begin a new one.")

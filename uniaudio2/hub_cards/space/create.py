@@ -7,7 +7,7 @@ import gradio as gr
 
 from .answering import NEW_SEED, chosen_seed, offers, sound_of, starts, told
 from .inference import Engine, Request
-from .layout import audio_result, audio_settings, buttons, heading, note
+from .layout import audio_result, audio_settings, buttons, choice_of_clients, heading, note
 from .limits import MAX_ANSWER_SECONDS, MAX_CHARACTERS, check_text
 from .links import link_to
 
@@ -96,7 +96,7 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
     inputs = [kind, text, *settings.inputs]
     starts([go.click, text.submit], stop, result.live, create, inputs, [*result.outputs, result.facts], TAB)
-    offers(create, inputs, result.outputs, TAB)
+    offers(create, [choice_of_clients(kind, KINDS), *inputs[1:]], result.outputs, TAB)
     return {
         "kind": kind,
         "text": text,

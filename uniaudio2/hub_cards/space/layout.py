@@ -1,5 +1,6 @@
 """Pieces of a page that several tabs have."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import gradio as gr
@@ -81,6 +82,12 @@ def audio_settings(tab: str, checkpoint: Checkpoint) -> Settings:
         )
         max_seconds = gr.Slider(1.0, MAX_ANSWER_SECONDS, value=10.0, step=1.0, label="Longest answer in seconds")
     return Settings(seed, temperature, guidance_scale, max_seconds)
+
+
+def choice_of_clients(shown: gr.Radio, names: Iterable[str]) -> gr.Radio:
+    """The same choice for an endpoint: with what is switched off too, which is then refused with the reason for it."""
+    names = list(names)
+    return gr.Radio(names, value=shown.value or names[0], label=shown.label, visible=False)
 
 
 def buttons(tab: str, label: str, interactive: bool = True) -> tuple[gr.Button, gr.Button]:

@@ -8,7 +8,7 @@ import gradio as gr
 from .answering import NEW_SEED, chosen_seed, offers, starts, told, words_of
 from .examples import recordings_to_try
 from .inference import Engine, Request
-from .layout import buttons, heading, note, recording, reuse_button, seed_field
+from .layout import buttons, choice_of_clients, heading, note, recording, reuse_button, seed_field
 from .limits import MAX_RECORDING_SECONDS, check_recording, check_text
 from .links import link_to
 from .live import facts_line, live_player
@@ -86,5 +86,5 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
     inputs = [audio, action, question, seed, temperature]
     starts([go.click], stop, live, listen, inputs, [text, facts], TAB)
-    offers(listen, inputs, [text], TAB)
+    offers(listen, [audio, choice_of_clients(action, ACTIONS), *inputs[2:]], [text], TAB)
     return {"action": action, "question": question, "seed": seed, "temperature": temperature}
