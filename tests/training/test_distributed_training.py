@@ -98,6 +98,13 @@ def logged(folder: Path, step: int = STEPS) -> list[dict]:
     return [row for row in state["log_history"] if "loss" in row]
 
 
+def evaluated(folder: Path) -> dict[str, float]:
+    """Losses and accuracies of the held-out data at the last step."""
+    state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    (row,) = (row for row in state["log_history"] if "eval_loss" in row)
+    return {name: value for name, value in row.items() if name.endswith(("loss", "accuracy"))}
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return UniAudio2ForConditionalGeneration.from_pretrained(folder / "model").state_dict()
 
@@ -136,10 +143,13 @@ def test_adapters_with_zero3_in_the_memory_of_the_machine(command, zero3, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_are_one_process(command, tmp_path):
-    """Data parallelism over gloo, with batches that are accumulated."""
-    run(command("one", batch_size=4))
-    run(command("two", gradient_accumulation_steps=2), processes=2)
+    """Data parallelism over gloo, with batches that are accumulated. Of the held-out data, 48 examples in batches of 7
+    or 2 x 7, no example counts twice."""
+    evaluation = {"eval_steps": STEPS, "per_device_eval_batch_size": 7}
+    run(command("one", batch_size=4, **evaluation))
+    run(command("two", gradient_accumulation_steps=2, **evaluation), processes=2)
     assert_near(tmp_path / "two", tmp_path / "one")
+    assert evaluated(tmp_path / "two") == pytest.approx(evaluated(tmp_path / "one"), rel=1e-3)
 
 
 @pytest.mark.slow

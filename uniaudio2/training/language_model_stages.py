@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
-from .mixture import Mixture, MixtureBatches
+from .mixture import EveryExample, Mixture, MixtureBatches
 from .stage_trainer import StageTrainer, StageTrainingArguments
 
 SEMANTIC_DECODER = "semantic_decoder"
@@ -91,6 +91,13 @@ class LanguageModelStageTrainer(StageTrainer):
             return self.accelerator.prepare(loader)
         finally:
             self.accelerator.even_batches = in_evaluation
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Processes must take as many batches each: they get empty examples, not some a second time."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, EveryExample) and self.args.world_size > 1:
+            dataset.multiple = self.args.eval_batch_size * self.args.world_size
+        return super().get_eval_dataloader(eval_dataset)
 
     def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
         outputs = model(**inputs, use_cache=False)

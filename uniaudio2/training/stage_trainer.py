@@ -186,6 +186,8 @@ class StageTrainer(FaultTolerance, Trainer):
         elif "eval_loss" in logs:
             means = self._eval_sums.pop_means(self.accelerator)
             logs |= {f"eval_{name}": value for name, value in means.items()}
+            # `Trainer` averages batches, whatever is in them.
+            logs["eval_loss"] = sum(weight * means[name] for name, weight in self.weights.items())
         super().log(logs, *args, **kwargs)
 
     def _pop_speed(self) -> dict[str, float]:
