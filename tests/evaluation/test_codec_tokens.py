@@ -1,6 +1,8 @@
-"""Codec token quality: a language model's surprise at codes, and what a linear classifier reads in them."""
+"""Codec token quality: a language model's surprise at codes, and what a classifier and a recogniser read in them."""
 
+import itertools
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file
 
 from uniaudio2.evaluation import evaluate
 from uniaudio2.evaluation.code_language_model import Budget, CodeLanguageModel
+from uniaudio2.evaluation.code_recognizer import CodeRecognizer, RecognizerBudget
 from uniaudio2.evaluation.codes import read_codes, write_codes
 from uniaudio2.evaluation.metrics import load_metric
 from uniaudio2.evaluation.run import score_again
@@ -132,7 +135,101 @@ class TestProbe:
             self.probe(drawn(13), ["a"] * 10 + ["b"] * 3)
 
 
-@pytest.mark.parametrize("name", ["token_perplexity", "token_probe"])
+class TestRecognition:
+    WORDS = ("no", "hi", "up", "at", "we", "so")
+    BUDGET: ClassVar = {"steps": 200, "batch_size": 16, "hidden_size": 32, "num_layers": 2, "num_heads": 2,
+                        "learning_rate": 1e-2}  # fmt: skip
+
+    def spoken(self):
+        """All sentences of one to three words, a frame per word: one codebook says which, the other is noise."""
+        generator = np.random.default_rng(0)
+        sentences = [words for count in (1, 2, 3) for words in itertools.product(range(6), repeat=count)]
+        generator.shuffle(sentences)
+        codes = [np.stack((2 * np.array(words), generator.integers(0, SIZE, len(words)))) for words in sentences]
+        return codes, [" ".join(self.WORDS[word] for word in words) for words in sentences]
+
+    def recognition(self, **options):
+        return load_metric("token_recognition", normalizer="none", **{**self.BUDGET, **options})
+
+    @pytest.mark.parametrize("say_something", [True, False])
+    def test_writes_what_the_codes_say_and_guesses_where_they_say_nothing(self, say_something):
+        codes, texts = self.spoken()
+        if not say_something:
+            codes = [np.random.default_rng(index).integers(0, SIZE, array.shape) for index, array in enumerate(codes)]
+        metric = self.recognition()
+        parts = ["train"] * 228 + ["test"] * 30
+        # None of the 30 sentences is among those learnt from.
+        values = metric.compute(predictions=codes, references=list(zip(parts, texts, strict=True)))
+        assert len(metric.heard) == 30
+        if say_something:
+            assert values["reasoning_wer"] < 0.1 and values["reasoning_cer"] < 0.1 and values["reasoning_exact"] > 0.8
+        else:
+            # One of six words is right by chance, where the number of words is that of the frames.
+            assert 0.6 < values["reasoning_wer"] < 1.1 and values["reasoning_exact"] < 0.2
+        rows = np.array([metric.errors.item(*pair, None) for pair in zip(metric.heard, texts[228:], strict=True)])
+        assert values["reasoning_wer"] == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum())
+
+    def test_the_loss_is_that_of_each_character_after_all_frames(self):
+        model = CodeRecognizer(CODEBOOKS, SIZE, "abc", RecognizerBudget(1, 2, 16, 1, 2), seed=1)
+        recordings = [array[:, :frames] for array, frames in zip(drawn(2), (3, 7), strict=True)]
+        surprises = []
+        for codes, text in zip(recordings, ([2, 3], [4, 2, 3, 3, 2]), strict=True):
+            frames = sum(model.code_embeddings.weight[q * SIZE + torch.as_tensor(codes[q])] for q in range(CODEBOOKS))
+            letters = model.model.model.embed_tokens.weight[[1, *text]]
+            logits = model.model(inputs_embeds=torch.cat((frames, letters))[None]).logits[0, len(frames) :]
+            surprises += (-logits.log_softmax(dim=-1)[range(len(text) + 1), [*text, 0]]).tolist()
+        loss = model._loss(recordings, [torch.tensor([2, 3, 0]), torch.tensor([4, 2, 3, 3, 2, 0])])
+        assert loss.item() == pytest.approx(np.mean(surprises), rel=1e-5)
+
+    def test_recordings_are_written_together_as_alone_and_greedily(self):
+        model = CodeRecognizer(CODEBOOKS, SIZE, "abc", RecognizerBudget(5, 3, 16, 2, 2), seed=2)
+        recordings = [array[:, :frames] for array, frames in zip(drawn(5), (3, 17, 9, 1, 30), strict=True)]
+        model.learn(recordings, ["ab", "c", "abcabc", "bb", "ca"])
+        written = model.write(recordings)
+        assert written == [model.write([codes])[0] for codes in recordings]
+        for codes, text in zip(recordings, written, strict=True):
+            inputs, expected = model._prompt(codes), ""
+            for _ in range(14):
+                best = model.model(inputs_embeds=inputs[None]).logits[0, -1].argmax().item()
+                if best == 0:
+                    break
+                expected += "abc"[best - 2] if best >= 2 else ""
+                inputs = torch.cat((inputs, model.model.model.embed_tokens.weight[[best]]))
+            assert text == expected
+        assert any(written)
+
+    def test_the_same_seed_gives_the_same_texts_and_others_count_nowhere(self):
+        codes, texts = self.spoken()
+        references = list(zip(["train", "test", "elsewhere", "test"], [*texts[:2], None, texts[3]], strict=True))
+        written = []
+        for seed in (0, 0, 1):
+            metric = self.recognition(steps=2, seed=seed)
+            rows = metric.items(codes[:4], references)
+            assert np.isfinite(rows).all(axis=1).tolist() == [False, True, False, True]
+            written.append(metric.heard)
+        assert written[0] == written[1] != written[2]
+
+    @pytest.mark.parametrize(
+        ("references", "message"),
+        [
+            ([("test", "no")] * 2, "0 items of the split 'train'"),
+            ([("train", "no")] * 2, "0 of 'test' to measure"),
+            ([("train", "no"), ("test", " ")], "Item 1: the transcript ' ' holds no word"),
+            ([("train", None), ("test", "no")], "Item 0: the transcript None holds no word"),
+            (["train", "test"], "Item 0: a reference is the split and the transcript of the item, but is 'train'"),
+            (None, "the split and the transcript"),
+        ],
+    )
+    def test_what_cannot_be_learnt_or_measured_is_an_error(self, references, message):
+        with pytest.raises(ValueError, match=message):
+            self.recognition().items(drawn(2), references)
+
+    def test_codes_of_two_codecs_are_an_error(self):
+        with pytest.raises(ValueError, match=r"items have \[1, 2\] codebooks"):
+            self.recognition().items([drawn(1)[0], drawn(1)[0][:1]], [("train", "no"), ("test", "no")])
+
+
+@pytest.mark.parametrize("name", ["token_perplexity", "token_probe", "token_recognition"])
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
@@ -146,7 +243,8 @@ class TestProbe:
 )
 def test_what_is_no_code_is_an_error_of_its_item(name, codes, message):
     with pytest.raises(ValueError, match=f"Item 0.*{message}"):
-        load_metric(name, stream="reasoning").items([codes], ["train"])
+        reference = ("train", "no") if name == "token_recognition" else "train"
+        load_metric(name, stream="reasoning").items([codes], [reference])
 
 
 def test_a_file_of_codes_is_read_again_by_its_streams(tmp_path):
@@ -167,10 +265,15 @@ def token_suite(write_suite):
         tests["tokens"] = {
             "task": "codec_tokens",
             "data": {"folder": "elsewhere"},
-            "columns": {"audio": "file", "part": "part", "emotion": "emotion"},
+            "columns": {"audio": "file", "part": "part", "emotion": "emotion", "text": "text"},
             "metrics": [
                 {"metric": "token_perplexity", "reference": "part", "options": {**BUDGET, "steps": 2}},
                 {"metric": "token_probe", "reference": "emotion", "options": {"folds": 2}},
+                {
+                    "metric": "token_recognition",
+                    "reference": ["part", "text"],
+                    "options": {"steps": 2, "hidden_size": 16, "num_layers": 1, "num_heads": 2},
+                },
             ],
         }
 
@@ -191,7 +294,8 @@ def test_a_suite_stores_codes_and_scores_them_alone(token_suite, model_folder, d
     values = {entry["score"]: entry["value"] for entry in summary["scores"]}
     items = {entry["score"]: entry["items"] for entry in summary["scores"]}
     assert items == {"reconstruction_perplexity": 1, "reasoning_accuracy": 4, "reasoning_macro_f1": 4,
-                     "reasoning_majority": 4}  # fmt: skip
+                     "reasoning_majority": 4, "reasoning_wer": 1, "reasoning_cer": 1,
+                     "reasoning_exact": 1}  # fmt: skip
     stored = out / "small/tokens"
     # The codes are the codec's own, each recording alone.
     samples, _ = soundfile.read(data_folder / "2.wav", dtype="float32")
@@ -204,6 +308,6 @@ def test_a_suite_stores_codes_and_scores_them_alone(token_suite, model_folder, d
     assert {entry["score"]: entry["value"] for entry in again["scores"]} == values
     # Fewer items than both metrics need: left out, with the reason.
     (less,) = evaluate(token_suite, model=str(model_folder), data=str(folder), output=out, batch_size=3, limit=2)
-    assert [item["metric"] for item in less["left_out"]] == ["token_perplexity", "token_probe"]
+    assert [item["metric"] for item in less["left_out"]] == ["token_perplexity", "token_probe", "token_recognition"]
     assert "0 of 'test' to measure" in less["left_out"][0]["reason"]
     assert "Left out: token_probe" in (out / "report.md").read_text()

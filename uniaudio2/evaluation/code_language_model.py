@@ -1,6 +1,6 @@
 """A small Llama over the codes of a codec: how well can codes be predicted from those before them?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,22 +65,22 @@ class CodeLanguageModel:
     def learn(self, recordings: Sequence[np.ndarray]) -> None:
         """Learn from codes of shape `(num_codebooks, frames)`, each recording cut into windows."""
         windows = [window for codes in recordings for window in self._windows(codes)]
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.1
-        )
-        schedule = get_cosine_schedule_with_warmup(optimizer, max(1, self.budget.steps // 20), self.budget.steps)
-        self.model.train()
-        order: list[int] = []
-        for _ in range(self.budget.steps):
-            while len(order) < self.budget.batch_size:
-                order += torch.randperm(len(windows), generator=self.generator).tolist()
-            batch, order = order[: self.budget.batch_size], order[self.budget.batch_size :]
+
+        def loss(batch: list[int]) -> torch.Tensor:
             losses, is_code = self._losses([windows[index] for index in batch])
-            (losses.sum() / is_code.sum()).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            return losses.sum() / is_code.sum()
+
+        self.model.train()
+        budget = self.budget
+        descend(
+            [*self.model.parameters()],
+            loss,
+            len(windows),
+            budget.steps,
+            budget.batch_size,
+            budget.learning_rate,
+            self.generator,
+        )
 
     @torch.no_grad()
     def surprise(self, codes: np.ndarray) -> float:
@@ -105,3 +105,38 @@ class CodeLanguageModel:
         logits = torch.einsum("bfqh,qsh->bfqs", hidden, heads)
         losses = F.cross_entropy(logits.flatten(0, 2), frames.clamp(min=0).flatten(), reduction="none")
         return losses.view_as(frames) * is_code, is_code
+
+
+def descend(
+    parameters: Sequence[torch.nn.Parameter],
+    loss: Callable[[list[int]], torch.Tensor],
+    examples: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> None:
+    """
+    Train by AdamW on batches of examples, which all come up once before one comes up again.
+
+    Args:
+        parameters (`Sequence[torch.nn.Parameter]`): What is trained.
+        loss (`Callable`): From the indices of a batch to its loss.
+        examples (`int`): How many there are.
+        steps (`int`): Updates.
+        batch_size (`int`): Examples of an update.
+        learning_rate (`float`): The highest; after a twentieth of the steps, falling to 0 as a cosine.
+        generator (`torch.Generator`): Of the order.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
+    order: list[int] = []
+    for _ in range(steps):
+        while len(order) < batch_size:
+            order += torch.randperm(examples, generator=generator).tolist()
+        batch, order = order[:batch_size], order[batch_size:]
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()

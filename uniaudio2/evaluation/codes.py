@@ -1,6 +1,7 @@
 """Codes of a codec, as files of a manifest and as metrics read them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,23 @@ def check_stream(stream: str) -> str:
     if stream not in STREAMS:
         raise ValueError(f"`stream` is {stream!r}, but must be one of {', '.join(STREAMS)}.")
     return stream
+
+
+def check_splits(
+    training: Sequence[np.ndarray], measured: Sequence[np.ndarray], train: str, held_out: str
+) -> tuple[int, int]:
+    """
+    The number and the size of the codebooks of two splits, called `train` and `held_out`.
+
+    Raises:
+        ValueError: if one is empty, or items have different numbers of codebooks.
+    """
+    if not training or not measured:
+        raise ValueError(
+            f"there are {len(training)} items of the split {train!r} to learn from and {len(measured)} of "
+            f"{held_out!r} to measure, but both are needed"
+        )
+    used = [*training, *measured]
+    if len({len(codes) for codes in used}) > 1:
+        raise ValueError(f"items have {sorted({len(codes) for codes in used})} codebooks, but need as many each")
+    return len(used[0]), 1 + max(int(codes.max()) for codes in used)

@@ -137,7 +137,9 @@ def _checked(test: SuiteTest, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _column(predictions: list[dict[str, Any]], name: str | None) -> list[Any]:
+def _column(predictions: list[dict[str, Any]], name: str | list[str] | None) -> list[Any]:
+    if isinstance(name, list):
+        return [list(values) for values in zip(*(_column(predictions, entry) for entry in name), strict=True)]
     if name in ("answer", "seconds", "audio_seconds", "tokens"):
         return [row.get(name) for row in predictions]
     missing = [row["id"] for row in predictions if name not in row["fields"] and not row.get("error")]

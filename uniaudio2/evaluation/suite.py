@@ -89,14 +89,15 @@ class MetricUse:
         metric (`str`): See [`METRICS`].
         label (`str`, *optional*): Its name in the test, if the metric is used more than once.
         prediction (`str`, *optional*, defaults to `"answer"`): What is judged: a field, or one of `ANSWER_FIELDS`.
-        reference (`str`, *optional*): What it is compared with, likewise.
+        reference (`str` or `list[str]`, *optional*):
+            What it is compared with, likewise; several fields for a metric that reads a list of them.
         options (`Mapping`, *optional*): Of the metric.
     """
 
     metric: str
     label: str = ""
     prediction: str = "answer"
-    reference: str | None = None
+    reference: str | list[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, device: str = "cpu"):
@@ -234,7 +235,8 @@ def _check(test: SuiteTest) -> None:
     known = (*test.columns, *test.values, *ANSWER_FIELDS)
     for use in test.metrics:
         metric = use.load()
-        wanted = [use.prediction] + ([use.reference] if "references" in metric.inputs else [])
+        references = use.reference if isinstance(use.reference, list) else [use.reference]
+        wanted = [use.prediction] + (references if "references" in metric.inputs else [])
         for name in wanted:
             if name not in known:
                 raise ValueError(

@@ -28,6 +28,7 @@ METRICS = {
     "speed": "Speed",
     "token_perplexity": "TokenPerplexity",
     "token_probe": "TokenProbe",
+    "token_recognition": "TokenRecognition",
     "utmos": "Utmos",
     "word_error_rate": "WordErrorRate",
 }

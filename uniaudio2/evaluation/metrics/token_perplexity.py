@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from uniaudio2.evaluation.code_language_model import Budget, CodeLanguageModel
-from uniaudio2.evaluation.codes import check_stream, read_codes
+from uniaudio2.evaluation.codes import check_splits, check_stream, read_codes
 from uniaudio2.evaluation.metric import ItemMetric, Score
 
 
@@ -65,16 +65,8 @@ class TokenPerplexity(ItemMetric):
         measured = {
             index: codes for index, (split, codes) in zip(good, self._found, strict=True) if split == self.held_out
         }
-        if not training or not measured:
-            raise ValueError(
-                f"there are {len(training)} items of the split {self.train!r} to learn from and {len(measured)} of "
-                f"{self.held_out!r} to measure, but both are needed"
-            )
-        used = [*training, *measured.values()]
-        if len({len(codes) for codes in used}) > 1:
-            raise ValueError(f"items have {sorted({len(codes) for codes in used})} codebooks, but need as many each")
-        codebook_size = 1 + max(int(codes.max()) for codes in used)
-        model = CodeLanguageModel(len(used[0]), codebook_size, self.budget, self.seed, self.device)
+        codebooks, size = check_splits(training, list(measured.values()), self.train, self.held_out)
+        model = CodeLanguageModel(codebooks, size, self.budget, self.seed, self.device)
         model.learn(training)
         for index, codes in measured.items():
             rows[index] = model.surprise(codes), codes.size
