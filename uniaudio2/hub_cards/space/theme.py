@@ -48,8 +48,12 @@ THEME = gr.themes.Base(
     block_info_text_color_dark="#a9b8ca",
     input_background_fill="#f8fafc",
     input_background_fill_dark="#0f1726",
-    input_border_color="#cbd5e1",
-    input_border_color_dark="#33435c",
+    input_border_width="1px",
+    # Lines that show where to write or choose stand out from what is behind them, three to one.
+    input_border_color="#8493a8",
+    input_border_color_dark="#5f7190",
+    checkbox_border_color="#64748b",
+    checkbox_border_color_dark="#8fa0b6",
     input_placeholder_color="#5b6b82",
     input_placeholder_color_dark="#8fa0b6",
     button_primary_background_fill="#0f766e",
@@ -116,6 +120,7 @@ CSS = """
 .page-head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .page-head .model { margin-left: auto; text-align: right; font-size: 0.85rem; max-width: 380px; }
 .page-head .model b { display: block; color: var(--body-text-color); }
+.page-head .model span { color: var(--body-text-color-subdued); }
 .mark .reasoning { fill: #0f766e; } .mark .reconstruction { fill: #d97706; }
 .dark .mark .reasoning { fill: #2dd4bf; } .dark .mark .reconstruction { fill: #fbbf24; }
 
@@ -134,7 +139,8 @@ button[role="tab"] { font-weight: 600; }
 @keyframes comes { from { visibility: hidden; } }
 .follow-ups, .follow-up { display: none !important; }
 .tabitem:has(.facts span) .follow-ups, .tabitem:has(.facts span) .follow-up { display: flex !important; }
-.follow-ups button, .follow-up { flex: 0 1 auto !important; width: auto; align-self: flex-start; }
+.follow-ups button, .follow-up
+  { flex: 0 1 auto !important; width: auto; min-width: 0 !important; align-self: flex-start; }
 
 .live { border-radius: 10px; }
 .live-text { min-height: 1.4em; margin: 0 0 6px; font-variant-numeric: tabular-nums; }
@@ -152,9 +158,8 @@ button[role="tab"] { font-weight: 600; }
 
 .facts { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 16px; font-size: 0.9rem; }
 .facts b { font-variant-numeric: tabular-nums; }
-.facts a { color: var(--link-text-color); text-decoration: underline; }
-.facts .copy-link { color: var(--link-text-color); text-decoration: underline; }
-.facts .copy-link { background: none; border: 0; padding: 4px 2px; cursor: pointer; font: inherit; }
+.facts a, .facts .copy-link { color: var(--link-text-color); text-decoration: underline; padding: 4px 0; }
+.facts .copy-link { background: none; border: 0; cursor: pointer; font: inherit; }
 
 .prose.switched-off { border-left: 3px solid #d97706; padding: 2px 0 2px 12px; }
 .switched-off p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; }
@@ -177,6 +182,14 @@ button[role="tab"] { font-weight: 600; }
 /* It divides from settings, which are not offered. */
 footer .divider { display: none; }
 .tabitem .upload-container { min-height: 150px !important; max-height: 150px; }
+/* These know one colour for day and night: the track of a slider, and the chosen source of a recording. */
+.dark input[type="range"] { --neutral-200: #3d4f6b; }
+.dark .source-selection .selected { color: #5eead4; }
+/* White on white otherwise. */
+input[type="range"]::-webkit-slider-thumb { background: var(--slider-color) !important; }
+input[type="range"]::-moz-range-thumb { background: var(--slider-color) !important; }
+/* Nothing can be written here. */
+.tabitem textarea:disabled { border-color: var(--block-border-color); }
 
 .page-foot { color: var(--body-text-color-subdued); font-size: 0.85rem; padding: 4px 2px; }
 *:focus-visible { outline: 2px solid #0f766e; outline-offset: 2px; }
