@@ -223,8 +223,11 @@ def test_converse(visit):
     expect(chat).to_contain_text("one zero four zero one")
     # A text has none.
     expect(codes).to_have_count(0)
+    facts = page.locator("#converse-facts")
+    expect(facts).to_contain_text("Seed")
     page.get_by_role("button", name="New conversation").click()
     expect(chat).not_to_contain_text("one zero four zero one")
+    expect(facts).not_to_contain_text("Seed")
 
 
 def test_codec(visit):

@@ -274,9 +274,9 @@ def build(engine: Engine) -> dict[str, gr.components.Component]:
 
     gr.on(
         [clear.click, chat.clear],
-        lambda: ([], []),
+        lambda: ([], [], gr.update(value=None, visible=False), {}),
         None,
-        [chat, conversation],
+        [chat, conversation, codes, result_facts],
         api_name="new_conversation_on_page",
         api_visibility="private",
         queue=False,
