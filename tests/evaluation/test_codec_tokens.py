@@ -64,7 +64,7 @@ class TestPerplexity:
 
     def test_the_loss_is_that_of_transformers(self):
         """Logits of all ids, restricted to the codebook that is due, shifted by one: by Llama's own forward."""
-        budget = Budget(1, 2, 8, 16, 1, 2)
+        budget = Budget(steps=1, batch_size=2, window_frames=8, hidden_size=16, num_layers=1, num_heads=2)
         model = CodeLanguageModel(CODEBOOKS, SIZE, budget, seed=1)
         codes = drawn(1, frames=8)[0]
         ids = torch.as_tensor(codes.T + np.array([0, SIZE])).flatten()
@@ -170,7 +170,13 @@ class TestRecognition:
         assert values["reasoning_wer"] == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum())
 
     def test_the_loss_is_that_of_each_character_after_all_frames(self):
-        model = CodeRecognizer(CODEBOOKS, SIZE, "abc", RecognizerBudget(1, 2, 16, 1, 2), seed=1)
+        model = CodeRecognizer(
+            CODEBOOKS,
+            SIZE,
+            "abc",
+            RecognizerBudget(steps=1, batch_size=2, hidden_size=16, num_layers=1, num_heads=2),
+            seed=1,
+        )
         recordings = [array[:, :frames] for array, frames in zip(drawn(2), (3, 7), strict=True)]
         surprises = []
         for codes, text in zip(recordings, ([2, 3], [4, 2, 3, 3, 2]), strict=True):
@@ -182,7 +188,13 @@ class TestRecognition:
         assert loss.item() == pytest.approx(np.mean(surprises), rel=1e-5)
 
     def test_recordings_are_written_together_as_alone_and_greedily(self):
-        model = CodeRecognizer(CODEBOOKS, SIZE, "abc", RecognizerBudget(5, 3, 16, 2, 2), seed=2)
+        model = CodeRecognizer(
+            CODEBOOKS,
+            SIZE,
+            "abc",
+            RecognizerBudget(steps=5, batch_size=3, hidden_size=16, num_layers=2, num_heads=2),
+            seed=2,
+        )
         recordings = [array[:, :frames] for array, frames in zip(drawn(5), (3, 17, 9, 1, 30), strict=True)]
         model.learn(recordings, ["ab", "c", "abcabc", "bb", "ca"])
         written = model.write(recordings)

@@ -10,10 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from uniaudio2.training.codec_stages import (
     ReasoningSFTTrainer,
     ReconstructionTrainer,
-    operations,
     text_head_adapters,
 )
-from uniaudio2.training.stage_trainer import StageTrainingArguments
+from uniaudio2.training.stage_trainer import StageTrainingArguments, operations
 from uniaudio2.training.text_head_data import RecordingCollator, UnderstandingCollator
 
 TASKS = ("transcription", "caption", "analysis", "question_answering")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,26 +10,46 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 
-@dataclass(frozen=True)
-class Budget:
+@dataclass(frozen=True, kw_only=True)
+class LearningBudget:
     """
-    What the language model is, and how long it learns. A perplexity means something beside others of the same budget.
+    What a small Llama is, and how long it learns. What it achieves means something beside others of the same budget.
 
     Args:
         steps (`int`): Updates; the last state is taken.
-        batch_size (`int`): Windows of an update.
-        window_frames (`int`): Frames that the model sees at most; recordings are cut into windows of so many.
+        batch_size (`int`): Examples of an update.
         hidden_size, num_layers, num_heads (`int`): Of the Llama; its inner layers are four times as wide.
         learning_rate (`float`): The highest; after a twentieth of the steps, falling to 0 as a cosine.
     """
 
     steps: int = 2000
     batch_size: int = 16
-    window_frames: int = 64
     hidden_size: int = 256
     num_layers: int = 4
     num_heads: int = 4
     learning_rate: float = 1e-3
+
+    def llama(self, **values: Any) -> LlamaConfig:
+        """The configuration of the Llama, with further values."""
+        return LlamaConfig(
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            **values,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(LearningBudget):
+    """
+    That of a language model of codes; its examples are windows.
+
+    Args:
+        window_frames (`int`): Frames that the model sees at most; recordings are cut into windows of so many.
+    """
+
+    window_frames: int = 64
 
 
 class CodeLanguageModel:
@@ -50,13 +71,8 @@ class CodeLanguageModel:
         self.generator = torch.Generator().manual_seed(seed)
         # Every codebook has ids of its own; the last id begins a window.
         self.start_id = num_codebooks * codebook_size
-        config = LlamaConfig(
-            vocab_size=self.start_id + 1,
-            hidden_size=budget.hidden_size,
-            intermediate_size=4 * budget.hidden_size,
-            num_hidden_layers=budget.num_layers,
-            num_attention_heads=budget.num_heads,
-            max_position_embeddings=budget.window_frames * num_codebooks,
+        config = budget.llama(
+            vocab_size=self.start_id + 1, max_position_embeddings=budget.window_frames * num_codebooks
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -71,16 +87,7 @@ class CodeLanguageModel:
             return losses.sum() / is_code.sum()
 
         self.model.train()
-        budget = self.budget
-        descend(
-            [*self.model.parameters()],
-            loss,
-            len(windows),
-            budget.steps,
-            budget.batch_size,
-            budget.learning_rate,
-            self.generator,
-        )
+        descend([*self.model.parameters()], loss, len(windows), self.budget, self.generator)
 
     @torch.no_grad()
     def surprise(self, codes: np.ndarray) -> float:
@@ -111,9 +118,7 @@ def descend(
     parameters: Sequence[torch.nn.Parameter],
     loss: Callable[[list[int]], torch.Tensor],
     examples: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
+    budget: LearningBudget,
     generator: torch.Generator,
 ) -> None:
     """
@@ -123,18 +128,16 @@ def descend(
         parameters (`Sequence[torch.nn.Parameter]`): What is trained.
         loss (`Callable`): From the indices of a batch to its loss.
         examples (`int`): How many there are.
-        steps (`int`): Updates.
-        batch_size (`int`): Examples of an update.
-        learning_rate (`float`): The highest; after a twentieth of the steps, falling to 0 as a cosine.
+        budget (`LearningBudget`): How many at once, how often, how fast.
         generator (`torch.Generator`): Of the order.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
+    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, budget.steps // 20), budget.steps)
     order: list[int] = []
-    for _ in range(steps):
-        while len(order) < batch_size:
+    for _ in range(budget.steps):
+        while len(order) < budget.batch_size:
             order += torch.randperm(examples, generator=generator).tolist()
-        batch, order = order[:batch_size], order[batch_size:]
+        batch, order = order[: budget.batch_size], order[budget.batch_size :]
         loss(batch).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -6,31 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from .code_language_model import descend
+from .code_language_model import LearningBudget, descend
 
 END_ID, BEGIN_ID, FIRST_CHARACTER_ID = range(3)
 
 
-@dataclass(frozen=True)
-class RecognizerBudget:
-    """
-    What the recogniser is, and how long it learns. Error rates compare with others of the same budget.
-
-    Args:
-        steps (`int`): Updates; the last state is taken.
-        batch_size (`int`): Recordings of an update, and of those that are written down together.
-        hidden_size, num_layers, num_heads (`int`): Of the Llama; its inner layers are four times as wide.
-        learning_rate (`float`): The highest; after a twentieth of the steps, falling to 0 as a cosine.
-    """
+@dataclass(frozen=True, kw_only=True)
+class RecognizerBudget(LearningBudget):
+    """That of a recogniser; its examples are recordings, and as many are written down together."""
 
     steps: int = 20000
-    batch_size: int = 16
-    hidden_size: int = 256
-    num_layers: int = 4
-    num_heads: int = 4
-    learning_rate: float = 1e-3
 
 
 class CodeRecognizer:
@@ -57,12 +44,8 @@ class CodeRecognizer:
         self.alphabet, self.budget = alphabet, budget
         self.generator = torch.Generator().manual_seed(seed)
         self.offsets = torch.arange(num_codebooks, device=device) * codebook_size
-        config = LlamaConfig(
+        config = budget.llama(
             vocab_size=FIRST_CHARACTER_ID + len(alphabet),
-            hidden_size=budget.hidden_size,
-            intermediate_size=4 * budget.hidden_size,
-            num_hidden_layers=budget.num_layers,
-            num_attention_heads=budget.num_heads,
             bos_token_id=BEGIN_ID,
             eos_token_id=END_ID,
             pad_token_id=END_ID,
@@ -85,16 +68,8 @@ class CodeRecognizer:
             return self._loss([recordings[index] for index in batch], [texts[index] for index in batch])
 
         self.model.train()
-        budget = self.budget
-        descend(
-            [*self.model.parameters(), *self.code_embeddings.parameters()],
-            loss,
-            len(texts),
-            budget.steps,
-            budget.batch_size,
-            budget.learning_rate,
-            self.generator,
-        )
+        parameters = [*self.model.parameters(), *self.code_embeddings.parameters()]
+        descend(parameters, loss, len(texts), self.budget, self.generator)
 
     @torch.no_grad()
     def write(self, recordings: Sequence[np.ndarray]) -> list[str]:

@@ -119,18 +119,14 @@ def _checked(test: SuiteTest, row: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the answer or a field is not of the kind that the test asks for.
     """
-    kinds = {name: "audio" for name in row["fields"] if test.is_audio(name)}
-    for name, value, kind in [
-        *((f"field {name!r}", row["fields"][name], kind) for name, kind in kinds.items()),
-        ("answer", row["answer"], test.answer_kind),
-    ]:
-        is_file = isinstance(value, Path)
+    values = [(f"field {name!r}", value, "audio") for name, value in row["fields"].items() if test.is_audio(name)]
+    for name, value, kind in [*values, ("answer", row["answer"], test.answer_kind)]:
         if value is not None and not isinstance(value, str if kind == "text" else Path):
             example = '"seven three nine"' if kind == "text" else f'{{"{kind}": "{kind}/0.flac"}}'
             raise ValueError(
                 f"Item {row['id']}: the {name} of {test.full_name} is {kind}, written as {example}, but is {value!r}."
             )
-        if is_file and not value.is_file() and not row.get("error"):
+        if isinstance(value, Path) and not value.is_file() and not row.get("error"):
             row = {**row, "error": f"there is no file {str(value)!r}"}
     if row["answer"] is None and not row.get("error"):
         row = {**row, "error": "there is no answer"}

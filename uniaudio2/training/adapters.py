@@ -70,6 +70,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
                 f"The adapters in {folder} have {word} {getattr(theirs, name)}, but the recipe "
                 f"{getattr(mine, name)}: take theirs, or remove the folder to start new ones on the merged model."
             )
+    # Not by peft's `set_peft_model_state_dict`, which wants the new parts of this stage too.
     parameters = dict(model.named_parameters())
     for name, value in load_peft_weights(folder, device="cpu").items():
         if "lora_" in name:  # peft leaves the name of the adapter out of its files

@@ -234,7 +234,8 @@ class CodecRun:
                 weights |= {name: loss.get(f"{name}_weight", 1.0) for name in ("adversarial", "feature")}
         elif self.stage == "reasoning-grpo":
             rewards = self.recipe["rewards"]
-            weights = dict(zip(rewards["functions"], rewards.get("weights") or [1.0] * 99, strict=False))
+            functions = rewards["functions"]
+            weights = dict(zip(functions, rewards.get("weights") or [1.0] * len(functions), strict=True))
         else:
             weights = self.recipe.get("loss") or LOSSES[self.stage]
         return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())

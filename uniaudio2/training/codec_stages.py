@@ -4,7 +4,7 @@ GRPO, which lies between them, is in `reasoning_grpo.py`; the scalar codec, whic
 `scalar_codec.py`. Codebooks are moving averages and not weights: they follow every micro-batch, of all processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecCon
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL
 from .codebooks import StatisticsOfWeightsDtype, synchronize_codebooks
-from .stage_trainer import StageTrainer, StageTrainingArguments
+from .stage_trainer import StageTrainer, StageTrainingArguments, operations
 
 # What the codec's first two stages train whole, beside the adapters of the language model.
 TEXT_HEAD_MODULES = ("model.reasoning_branch", "model.text_projection")
@@ -194,24 +194,6 @@ def music_encoder_parts(encoder: nn.Module, frames: int) -> list[tuple[nn.Module
         (encoder.subsampling.linear, frames),
         (encoder.layers, frames),
     ]
-
-
-def operations(parts: Sequence[tuple[nn.Module, int]]) -> float:
-    """
-    Of one forward and backward pass through modules in a row, each on so many rows: the products with the weights.
-    Attention scores, and convolutions at the rate of samples, are left out.
-
-    A weight costs two operations per row, two more where the gradient must pass it, and two more if it learns itself.
-    Gradients go down to the first thing that learns.
-    """
-    total, reached = 0.0, False
-    for module, rows in parts:
-        if hasattr(module, "modules_to_save"):  # of an adapter: the copy that learns is the one that is used
-            module = module.modules_to_save["default"]
-        weights = list(module.parameters())
-        reached = reached or any(weight.requires_grad for weight in weights)
-        total += rows * sum(weight.numel() * (2 + 2 * reached + 2 * weight.requires_grad) for weight in weights)
-    return total
 
 
 def freeze_unused_decoders(model: nn.Module, weights: Mapping[str, float]) -> None:

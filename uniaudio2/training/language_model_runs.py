@@ -236,9 +236,8 @@ class LanguageModelRun:
     def save(self, trainer: LanguageModelStageTrainer, processor: UniAudio2Processor) -> Path:
         folder, with_adapters = Path(trainer.args.output_dir), self.recipe.get("lora") is not None
         gathered = folder / (ADAPTERS if with_adapters else "gathered")
-        trainer.save_model(
-            str(gathered)
-        )  # gathers what is spread over processes; of adapters, these and the new parts
+        # Gathers what is spread over processes; with adapters, these and the new parts alone.
+        trainer.save_model(str(gathered))
         if not trainer.args.should_save:
             return folder / MODEL
         unset_hf_deepspeed_config()  # from here on one process works alone

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
 from .mixture import EveryExample, Mixture, MixtureBatches
-from .stage_trainer import StageTrainer, StageTrainingArguments
+from .stage_trainer import StageTrainer, StageTrainingArguments, operations
 
 SEMANTIC_DECODER = "semantic_decoder"
 
@@ -138,26 +138,17 @@ class LanguageModelStageTrainer(StageTrainer):
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """
-        Of one forward and backward pass: the products with the weights, attention scores left out.
-
-        A weight costs two operations per row, two more where the gradient must pass it, and two more if it learns
-        itself. Gradients go down to the first thing that learns.
-        """
         _, codes = targets_of(inputs)
         rows, frames = self.count_tokens(inputs), codes.shape[0]
         num_codebooks = inputs["labels"].shape[-1] - 1
-        total, reached = 0.0, False
+        parts = []
         for name, module in stack_bottom_up(self.accelerator.unwrap_model(self.model)):
             in_depth = name.startswith("depth_decoder")
             uses = frames * num_codebooks if in_depth else frames if name == "audio_head" else rows
             if name in ("model.audio_embeddings", "model.embed_tokens"):
                 uses = 0  # looked up, not multiplied
-            learns = any(parameter.requires_grad for parameter in module.parameters())
-            reached = reached or learns
-            for parameter in module.parameters():
-                total += uses * parameter.numel() * (2 + 2 * reached + 2 * parameter.requires_grad)
-        return total
+            parts.append((module, uses))
+        return operations(parts)
 
 
 class UnderstandingWarmupTrainer(LanguageModelStageTrainer):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -222,6 +222,24 @@ class _WeightedSums:
         means = {name: total / max(count, 1.0) for name, (total, count) in zip(self.sums, totals, strict=True)}
         self.sums = {}
         return means
+
+
+def operations(parts: Sequence[tuple[nn.Module, int]]) -> float:
+    """
+    Of one forward and backward pass through modules in a row, each on so many rows: the products with the weights.
+    Attention scores, and convolutions at the rate of samples, are left out.
+
+    A weight costs two operations per row, two more where the gradient must pass it, and two more if it learns itself.
+    Gradients go down to the first thing that learns.
+    """
+    total, reached = 0.0, False
+    for module, rows in parts:
+        if hasattr(module, "modules_to_save"):  # of an adapter: the copy that learns is the one that is used
+            module = module.modules_to_save["default"]
+        weights = list(module.parameters())
+        reached = reached or any(weight.requires_grad for weight in weights)
+        total += rows * sum(weight.numel() * (2 + 2 * reached + 2 * weight.requires_grad) for weight in weights)
+    return total
 
 
 def installed_trackers() -> list[str] | str:

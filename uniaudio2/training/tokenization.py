@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +99,17 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
                 f"{[theirs.get(name) for name in differing]} there, {[settings[name] for name in differing]} now): "
                 "give another folder, or remove that one."
             )
-    path.write_text(json.dumps(settings) + "\n")
+        return
+    staged = path.with_suffix(".unfinished")
+    staged.write_text(json.dumps(settings) + "\n")
+    os.replace(staged, path)
 
 
 def _shards(dataset, rows_per_shard: int) -> Iterator[tuple[int, Sequence]]:
     """The rows of each shard, by number. A stream is read whole, of other data only those that are looked at."""
     if isinstance(dataset, import_datasets().IterableDataset):
         rows = iter(dataset)
-        numbers = count()
-        while chunk := list(islice(rows, rows_per_shard)):
-            yield next(numbers), chunk
+        yield from enumerate(iter(lambda: list(islice(rows, rows_per_shard)), []))
     else:
         for number, start in enumerate(range(0, len(dataset), rows_per_shard)):
             yield number, dataset.select(range(start, min(start + rows_per_shard, len(dataset))))

@@ -50,7 +50,10 @@ class TokenPerplexity(ItemMetric):
     ):
         self.stream, self.train, self.held_out = check_stream(stream), train, held_out
         self.device = device
-        self.budget = Budget(steps, batch_size, window_frames, hidden_size, num_layers, num_heads, learning_rate)
+        self.budget = Budget(
+            steps=steps, batch_size=batch_size, window_frames=window_frames, hidden_size=hidden_size,
+            num_layers=num_layers, num_heads=num_heads, learning_rate=learning_rate,
+        )  # fmt: skip
         self.scores = {f"{stream}_perplexity": Score("lower")}
         super().__init__(**kwargs)
         # `evaluate.Metric` has a seed of its own, which is not 0.

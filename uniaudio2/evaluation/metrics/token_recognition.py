@@ -58,7 +58,10 @@ class TokenRecognition(ItemMetric):
     ):
         self.stream, self.train, self.held_out = check_stream(stream), train, held_out
         self.device = device
-        self.budget = RecognizerBudget(steps, batch_size, hidden_size, num_layers, num_heads, learning_rate)
+        self.budget = RecognizerBudget(
+            steps=steps, batch_size=batch_size, hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads,
+            learning_rate=learning_rate,
+        )  # fmt: skip
         self.errors = word_error_rate.WordErrorRate(normalizer)
         self.scores = {f"{stream}_{name}": score for name, score in self.errors.scores.items()}
         # What was written for each held-out item, in order; filled by `items`.
