@@ -1,4 +1,4 @@
-"""How fast the data of a stage is planned, which is what resuming costs: the plan is made again from its start.
+"""How fast the data of a stage is planned, which every process does for all of them before each step.
 
     python benchmarks/planning_speed.py [--records N] [--sequences N] [--output FILE]
 

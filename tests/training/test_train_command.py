@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from uniaudio2 import ReasoningCodecConfig, UniAudio2ForConditionalGeneration, U
 from uniaudio2.cli import main
 from uniaudio2.commands.train import LANGUAGE_MODEL_STAGES
 from uniaudio2.training.language_model_runs import STAGES, LanguageModelRun
-from uniaudio2.training.language_model_stages import targets_of
+from uniaudio2.training.language_model_stages import PLAN_FILE, targets_of
 from uniaudio2.training.recipe import RECIPES, load_recipe, merge
 
 TEXTS = ("seven three nine", "one two", "zero eight six five", "nine")
@@ -75,9 +76,10 @@ def test_a_stage_from_its_recipe_to_a_model_folder(stage, adapters, overrides, t
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_stopped_in_the_middle_and_started_again(streamed, overrides, tmp_path, codes_folder):
+def test_stopped_in_the_middle_and_started_again(streamed, overrides, tmp_path, codes_folder, monkeypatch):
     """The second start goes on from the last checkpoint, and ends bit for bit where a run without a stop ends, and
-    without the evaluations in between."""
+    without the evaluations in between. Stored data is not planned again."""
+    monkeypatch.setattr("uniaudio2.training.mixture.NOTED_BATCHES", 2)
     names = ["pretraining", "size_tiny"]
     data = []
     if streamed:
@@ -98,8 +100,26 @@ def test_stopped_in_the_middle_and_started_again(streamed, overrides, tmp_path, 
         for checkpoint in (tmp_path / "halves").glob("checkpoint-*"):
             if int(checkpoint.name.partition("-")[2]) > last:
                 shutil.rmtree(checkpoint)
+        plan = tmp_path / "halves" / f"checkpoint-{last}" / PLAN_FILE
+        assert (streamed and not plan.exists()) or json.loads(plan.read_text())["num_batches"] == last // 2 * 2
         LanguageModelRun("pretraining", load_recipe(names, halves)).train()
         assert model.read_bytes() == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+
+
+def test_with_other_batches_the_plan_is_made_anew(overrides, tmp_path, monkeypatch):
+    """It says so, and skips as many of the new batches as were seen of the old."""
+    said = []
+    monkeypatch.setattr("uniaudio2.training.language_model_stages.logger", SimpleNamespace(warning=said.append))
+    monkeypatch.setattr("uniaudio2.training.mixture.NOTED_BATCHES", 1)
+    recipe = load_recipe(["pretraining", "size_tiny"], overrides("pretraining", max_steps=3, save_steps=2))
+    LanguageModelRun("pretraining", recipe).train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    assert not said
+    changed = merge(recipe, {"arguments": {"per_device_train_batch_size": 1}})
+    LanguageModelRun("pretraining", changed).train()
+    assert len(said) == 1 and "not those of the checkpoint" in said[0]
+    plan = json.loads((tmp_path / "run" / "checkpoint-3" / PLAN_FILE).read_text())
+    assert plan["num_batches"] == 3 and plan["settings"]["sequences_per_batch"] == 1
 
 
 def test_held_out_examples_are_evaluated_by_their_parts(overrides, tmp_path, codes_folder):

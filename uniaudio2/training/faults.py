@@ -14,15 +14,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 # Where a checkpoint is written before it gets its name. `get_last_checkpoint` does not see it, pushes leave it out.
 UNFINISHED = "_unfinished"
+# What a folder is called between its replacement and its end.
+REPLACED = "_replaced"
 
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
     """
     A folder that has its name only when it is complete: written aside under the one that is given, then renamed. What
-    had the name before is replaced; what a killed process left aside is removed.
+    had the name before is renamed too, and removed after that; what a killed process left aside is removed.
     """
-    aside = folder.with_name(f"{folder.name}{UNFINISHED}")
+    aside, before = (folder.with_name(f"{folder.name}{ending}") for ending in (UNFINISHED, REPLACED))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -30,8 +32,11 @@ def complete_folder(folder: Path) -> Iterator[Path]:
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, before)
     os.replace(aside, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 class FaultTolerance:
@@ -78,6 +83,9 @@ class FaultTolerance:
             f"{path}; the last checkpoint in {path.parent} is good."
         )
 
+    def _save_beside(self, folder: Path) -> None:
+        """What a trainer keeps in a checkpoint beside what `Trainer` does; in the process that saves."""
+
     def _get_output_dir(self, trial=None) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._is_saving else folder
@@ -85,12 +93,15 @@ class FaultTolerance:
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         """Write aside, then rename; only then remove old checkpoints. All processes write, each its own files."""
         folder = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a process that was killed
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._save_beside(folder / UNFINISHED / name)
         except Exception:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # a full disk has room again
             raise
@@ -98,7 +109,6 @@ class FaultTolerance:
             self._is_saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             shutil.rmtree(folder / name, ignore_errors=True)  # of a run that is repeated from an earlier step
             os.replace(folder / UNFINISHED / name, folder / name)
             (folder / UNFINISHED).rmdir()

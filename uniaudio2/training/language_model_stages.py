@@ -4,21 +4,28 @@ pre-training, mid-training): one small class each, which says what learns and wh
 Where the paper gives no value, ours is marked as such.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers.utils import ModelOutput
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import ModelOutput, logging
 
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
 from .mixture import EveryExample, Mixture, MixtureBatches
 from .stage_trainer import StageTrainer, StageTrainingArguments, operations
 
+logger = logging.get_logger(__name__)
+
 SEMANTIC_DECODER = "semantic_decoder"
+# In a checkpoint: where the plan of the data stood.
+PLAN_FILE = "plan.json"
 
 
 def model_parts(config: UniAudio2Config) -> dict[str, list[str]]:
@@ -66,6 +73,8 @@ class LanguageModelStageTrainer(StageTrainer):
         super().__init__(model, args, **kwargs)
         self.codebook_weights = tuple(codebook_weights or self.codebook_weights)
         check_codebook_weights(self.codebook_weights, model.config)
+        self._resumed_from: Path | None = None
+        self._batches: MixtureBatches | None = None
 
     @classmethod
     def trained_modules(cls, model: nn.Module) -> list[str]:
@@ -73,13 +82,15 @@ class LanguageModelStageTrainer(StageTrainer):
         return [module for part in cls.parts for module in parts[part]]
 
     def get_train_dataloader(self) -> DataLoader:
-        """Of a [`~uniaudio2.training.mixture.Mixture`], its own plan: resuming skips batches of it, and loads none."""
+        """Of a [`~uniaudio2.training.mixture.Mixture`], its own plan, which goes on where the checkpoint left it."""
         if not isinstance(self.train_dataset, Mixture):
             return super().get_train_dataloader()
-        batches = MixtureBatches(self.train_dataset, self.args.train_batch_size, self.args.seed)
+        self._batches = MixtureBatches(self.train_dataset, self.args.train_batch_size, self.args.seed)
+        if self._resumed_from is not None and (self._resumed_from / PLAN_FILE).is_file():
+            self._load_plan(json.loads((self._resumed_from / PLAN_FILE).read_text()))
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=batches,
+            batch_sampler=self._batches,
             collate_fn=self.train_dataset.collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -91,6 +102,44 @@ class LanguageModelStageTrainer(StageTrainer):
             return self.accelerator.prepare(loader)
         finally:
             self.accelerator.even_batches = in_evaluation
+
+    # Where the plan stands
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        folder = (
+            get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        )
+        self._resumed_from = Path(folder) if folder else None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_batch_samples(self, *args, **kwargs):
+        self._plan_state()  # forgets what no checkpoint will need
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _save_beside(self, folder: Path) -> None:
+        super()._save_beside(folder)
+        if state := self._plan_state():
+            (folder / PLAN_FILE).write_text(json.dumps({"settings": self._plan_settings(), **state}) + "\n")
+
+    def _plan_state(self) -> dict[str, Any] | None:
+        if self._batches is not None:
+            return self._batches.state_dict(self.state.global_step * self._batches_per_step)
+
+    def _plan_settings(self) -> dict[str, Any]:
+        return {"batches_per_step": self._batches_per_step, **self._batches.settings()}
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.args.gradient_accumulation_steps * self.args.world_size
+
+    def _load_plan(self, state: dict[str, Any]) -> None:
+        if self.train_dataset.is_stored and state["settings"] == self._plan_settings():
+            self._batches.load_state_dict(state)
+        else:
+            logger.warning(
+                "The data of this run, its batches or the number of processes are not those of the checkpoint. The "
+                "plan is made anew from its start, and as many batches of it are skipped as have been seen."
+            )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Processes must take as many batches each: they get empty examples, not some a second time."""
@@ -134,7 +183,7 @@ class LanguageModelStageTrainer(StageTrainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and isinstance(self.train_dataset, Mixture):
-            logs["examples_left_out"] = self.train_dataset.num_left_out
+            logs["examples_left_out"] = self._batches.plan.num_left_out
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:

@@ -1,17 +1,19 @@
 """Which examples a model sees, in which order and how they share rows: planned from lengths alone.
 
-The plan is a function of the seed, so its position is a number: a resumed training plans that much again, without
-loading anything, and goes on exactly where it was. Every process makes the whole plan and takes its part.
+The plan is a function of the seed. Every process makes the whole plan and takes its part. Where a plan stands is a few
+numbers, which a checkpoint keeps: a resumed training goes on exactly where it was, without loading or planning again
+what it had seen.
 
 Records that come as a stream have no lengths before they are read. Then the plan reads them, in every process, and a
 resumed training reads the stream again from its start, without making anything of it. That is exact with a shuffle
 buffer too, which the state of a stream does not hold.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from itertools import count, groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ logger = logging.get_logger(__name__)
 OPEN_ROWS = 16
 # Examples that are sorted by length before they are cut into batches, where they are not packed.
 SORTED_EXAMPLES = 512
+# After how many batches of packed sequences the state of the plan is noted.
+NOTED_BATCHES = 16
 
 
 class Records:
@@ -213,11 +217,11 @@ UNFIT_SENTENCE = "have not two segments within"
 MORE_EXAMPLES = "raise data.context, or cut recordings and texts into shorter ones"
 
 
-def warn_of_left_out(source: "Source", place: int, number: int, max_rows: int) -> None:
+def warn_of_left_out(source: "Source", place: int, num_left_out: int, number: int, max_rows: int) -> None:
     """Say how many of `number` examples of a source do not fit, if any do not, in the first process alone."""
-    if source.num_left_out and PartialState().is_main_process:
+    if num_left_out and PartialState().is_main_process:
         logger.warning(
-            f"{source.num_left_out} of the {number} examples of source {place} ({source.name}) are left out, as they "
+            f"{num_left_out} of the {number} examples of source {place} ({source.name}) are left out, as they "
             f"{source.unfit} {max_rows} rows: {MORE_EXAMPLES}."
         )
 
@@ -233,6 +237,18 @@ class Draw:
     number: int
     length: int
     streamed: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass
+class Position:
+    """
+    Where a plan stands in a source: the number of the next example, how many so far did not fit, and how many of
+    these came after the last one that did.
+    """
+
+    number: int = 0
+    num_left_out: int = 0
+    num_refused: int = 0
 
 
 class Source:
@@ -253,8 +269,8 @@ class Source:
         if weight <= 0:
             raise ValueError(f"The weight of a source must be positive, but is {weight}.")
         self.records, self.name, self.weight, self.seed = records, name, weight, seed
-        # Examples of the plan so far that did not fit.
-        self.num_left_out = 0
+        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, 0])))
+        self._generator_state = self._generator.bit_generator.state
 
     @property
     def num_items(self) -> int:
@@ -266,37 +282,46 @@ class Source:
         return int(_permutation(self.num_items, (*self.seed, epoch))[place])
 
     def generator(self, number: int) -> np.random.Generator:
-        """Of all choices that one example makes."""
-        return np.random.default_rng([*self.seed, 0, number])
+        """Of all choices that one example makes. There is one, which is put to the place of that example: to make one
+        for each would be half of the time of planning."""
+        self._generator_state["state"]["counter"][1] = number
+        self._generator.bit_generator.state = self._generator_state
+        return self._generator
 
-    def draws(self, place: int, max_rows: int) -> Iterator[Draw]:
+    def draws(self, place: int, max_rows: int, position: Position | None = None) -> Iterator[Draw]:
         """
-        The examples that fit, without end; `place` is that of this source among others. Those that do not are counted,
-        and said after the first time through; the choices of an example may let it fit another time.
+        The examples that fit, without end. Those that do not are counted, and said after the first time through; the
+        choices of an example may let it fit another time.
+
+        Args:
+            place (`int`): That of this source among others.
+            max_rows (`int`): The longest example.
+            position (`Position`, *optional*): Where to begin; it moves along.
         """
-        number = self.num_left_out = 0
-        refused = 0  # since the last one that fitted
-        for epoch in count():
-            first = number
-            for length, streamed in self.lengths(epoch, first, max_rows):
+        position = position or Position()
+        epoch, offset = divmod(position.number, self.num_items) if position.number else (0, 0)
+        while True:
+            first = position.number - offset
+            for length, streamed in self.lengths(epoch, position.number, max_rows):
+                number, position.number = position.number, position.number + 1
                 if length is None:
-                    self.num_left_out += 1
-                    refused += 1
+                    position.num_left_out += 1
+                    position.num_refused += 1
                 else:
-                    refused = 0
+                    position.num_refused = 0
                     yield Draw(place, number, length, streamed)
-                number += 1
-            if refused >= 2 * (number - first):
+            if position.num_refused >= 2 * (position.number - first):
                 raise ValueError(
                     f"No example of source {place} ({self.name}) has at most {max_rows} rows: {MORE_EXAMPLES}."
                 )
             if epoch == 0:
-                warn_of_left_out(self, place, number, max_rows)
+                warn_of_left_out(self, place, position.num_left_out, position.number, max_rows)
+            epoch, offset = epoch + 1, 0
 
-    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
-        """Rows of each example of one time through, and what is streamed; `first` is the number of the first one."""
-        for number in range(first, first + self.num_items):
-            yield self.length(number, max_rows), None
+    def lengths(self, epoch: int, number: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        """Rows of each example of one time through, from `number` on, and what is streamed."""
+        for following in range(number, (epoch + 1) * self.num_items):
+            yield self.length(following, max_rows), None
 
     def length(self, number: int, max_rows: int) -> int | None:
         """Rows of an example; `None` if it has more than `max_rows`."""
@@ -355,9 +380,9 @@ class StreamedTaskSource(TaskSource):
 
     records: StreamedRecords
 
-    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
-        for number, record in enumerate(self.records.epoch(epoch), first):
-            yield self._length(number, self.records.sizes_of(record), max_rows), record
+    def lengths(self, epoch: int, number: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        for following, record in enumerate(self.records.epoch(epoch), number):
+            yield self._length(following, self.records.sizes_of(record), max_rows), record
 
     def turn(self, draw: Draw, max_rows: int) -> Turn:
         return self._turn(draw, with_codes(draw.streamed, self.records.audio, self.records.num_codebooks))
@@ -418,15 +443,42 @@ class StreamedSentenceSource(Source):
         sizes = [self.records.sizes_of(record) for record in group]
         return sizes, plan_sentence(self.builder, sizes, self.generator(number), max_rows)
 
-    def lengths(self, epoch: int, first: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
-        for number, group in enumerate(self._groups(epoch), first):
-            sizes, pieces = self._plan(number, group, max_rows)
+    def lengths(self, epoch: int, number: int, max_rows: int) -> Iterator[tuple[int | None, Any]]:
+        for following, group in enumerate(self._groups(epoch), number):
+            sizes, pieces = self._plan(following, group, max_rows)
             yield sum(piece_rows(piece, sizes[piece.record][piece.field]) for piece in pieces) or None, group
 
     def turn(self, draw: Draw, max_rows: int) -> Turn:
         _, pieces = self._plan(draw.number, draw.streamed, max_rows)
         records = [with_codes(record, self.records.audio, self.records.num_codebooks) for record in draw.streamed]
         return sentence_turn(pieces, records)
+
+
+@dataclass
+class Plan:
+    """
+    Where the plan of a mixture stands: in its sources, how many rows each has given, and the sequences that still have
+    room.
+    """
+
+    positions: list[Position]
+    rows: list[int]
+    open: list[list[Draw]] = field(default_factory=list)
+
+    @property
+    def num_left_out(self) -> int:
+        """Examples so far that did not fit."""
+        return sum(position.num_left_out for position in self.positions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        open_ = [[[draw.source, draw.number, draw.length] for draw in draws] for draws in self.open]
+        return {"positions": [asdict(position) for position in self.positions], "rows": [*self.rows], "open": open_}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Plan":
+        open_ = [[Draw(*draw) for draw in draws] for draws in state["open"]]
+        return cls([Position(**position) for position in state["positions"]], [*state["rows"]], open_)
 
 
 class Mixture(Dataset):
@@ -458,40 +510,46 @@ class Mixture(Dataset):
     ):
         self.sources, self.processor = list(sources), processor
         self.max_rows, self.packed, self.semantic_features = max_rows, packed, semantic_features
+        self.is_stored = all(isinstance(source.records, Records) for source in sources)
 
-    @property
-    def num_left_out(self) -> int:
-        """Examples of the plan so far that did not fit."""
-        return sum(source.num_left_out for source in self.sources)
+    def plan(self) -> Plan:
+        """At its start."""
+        return Plan([Position() for _ in self.sources], [0] * len(self.sources))
 
-    def draws(self) -> Iterator[Draw]:
-        """The examples in the order of the plan, without end."""
-        rows = np.zeros(len(self.sources))
-        weights = np.array([source.weight for source in self.sources], dtype=float)
-        streams = [source.draws(place, self.max_rows) for place, source in enumerate(self.sources)]
+    def draws(self, plan: Plan | None = None) -> Iterator[Draw]:
+        """The examples in the order of the plan, without end; it moves along."""
+        plan = plan or self.plan()
+        weights = [source.weight for source in self.sources]
+        streams = [
+            source.draws(place, self.max_rows, position)
+            for place, (source, position) in enumerate(zip(self.sources, plan.positions, strict=True))
+        ]
         while True:
-            draw = next(streams[int(np.argmin(rows / weights))])
+            shares = [rows / weight for rows, weight in zip(plan.rows, weights, strict=True)]
+            draw = next(streams[shares.index(min(shares))])
+            plan.rows[draw.source] += draw.length
             yield draw
-            rows[draw.source] += draw.length
 
-    def sequences(self) -> Iterator[tuple[Draw, ...]]:
+    def sequences(self, plan: Plan | None = None) -> Iterator[tuple[Draw, ...]]:
         """What shares a sequence: one example, or as many as fit. The fullest of `OPEN_ROWS` sequences is closed."""
+        plan = plan or self.plan()
         if not self.packed:
-            yield from ((draw,) for draw in self.draws())
-        open_: list[list[Draw]] = []
-        free: list[int] = []
-        for draw in self.draws():
-            place = next((i for i, room in enumerate(free) if draw.length <= room), None)
+            yield from ((draw,) for draw in self.draws(plan))
+        free = [self.max_rows - sum(draw.length for draw in draws) for draws in plan.open]
+        for draw in self.draws(plan):
+            place, closed = next((i for i, room in enumerate(free) if draw.length <= room), None), None
             if place is None:
-                if len(open_) == OPEN_ROWS:
+                if len(plan.open) == OPEN_ROWS:
                     fullest = free.index(min(free))
                     free.pop(fullest)
-                    yield tuple(open_.pop(fullest))
-                open_.append([])
+                    closed = tuple(plan.open.pop(fullest))
+                plan.open.append([])
                 free.append(self.max_rows)
                 place = -1
-            open_[place].append(draw)
+            plan.open[place].append(draw)
             free[place] -= draw.length
+            if closed is not None:
+                yield closed
 
     def __getitem__(self, draws: tuple[Draw, ...]) -> dict[str, torch.Tensor]:
         """The rows of a sequence, and where they are packed their positions."""
@@ -552,8 +610,7 @@ class EveryExample(Dataset):
         for place, source in enumerate(mixture.sources):
             lengths = [source.length(number, mixture.max_rows) for number in range(source.num_items)]
             self.draws += [Draw(place, number, length) for number, length in enumerate(lengths) if length is not None]
-            source.num_left_out = lengths.count(None)
-            warn_of_left_out(source, place, len(lengths), mixture.max_rows)
+            warn_of_left_out(source, place, lengths.count(None), len(lengths), mixture.max_rows)
 
     def __len__(self) -> int:
         return -(-len(self.draws) // self.multiple) * self.multiple
@@ -579,27 +636,78 @@ class MixtureBatches:
             Packed sequences of a batch. Where examples are not packed, the budget of a batch is as many rows as these
             would have, padding included: few long examples or many short ones.
         seed (`int`, *optional*, defaults to 0): Of the order of batches of similar lengths.
+
+    Attributes:
+        plan (`Plan`): Where the plan stands, which is ahead of what a data loader has given.
     """
 
     def __init__(self, mixture: Mixture, batch_size: int, seed: int = 0):
         self.mixture, self.sequences_per_batch, self.seed = mixture, batch_size, seed
+        self.plan = mixture.plan()
+        self._start = {"num_batches": 0, "plan": None, "generator": None}
+        self._noted: deque[dict[str, Any]] = deque()
 
     def __iter__(self) -> Iterator[list[tuple[Draw, ...]]]:
-        sequences = self.mixture.sequences()
-        if self.mixture.packed:
-            while True:
-                yield [next(sequences) for _ in range(self.sequences_per_batch)]
-        budget, rng = self.sequences_per_batch * self.mixture.max_rows, np.random.default_rng(self.seed)
+        start, rng = self._start, np.random.default_rng(self.seed)
+        self.plan = self.mixture.plan()
+        if start["plan"] is not None:
+            self.plan = Plan.from_state_dict(start["plan"])
+            rng.bit_generator.state = start["generator"]
+        self._noted.clear()
+        sequences, num_batches = self.mixture.sequences(self.plan), start["num_batches"]
+        yield from repeat([], num_batches)  # in place of those that whoever resumes takes off
         while True:
-            chunk = sorted((next(sequences) for _ in range(SORTED_EXAMPLES)), key=lambda draws: draws[0].length)
-            batches, batch = [], []
-            for draws in chunk:
-                if batch and (len(batch) + 1) * draws[0].length > budget:
-                    batches.append(batch)
-                    batch = []
-                batch.append(draws)
-            batches.append(batch)
-            yield from (batches[index] for index in rng.permutation(len(batches)))
+            if self.mixture.is_stored:
+                state = {"plan": self.plan.state_dict(), "generator": rng.bit_generator.state}
+                self._noted.append({"num_batches": num_batches, **state})
+            for batch in self._packed(sequences) if self.mixture.packed else self._sorted(sequences, rng):
+                num_batches += 1
+                yield batch
+
+    def _packed(self, sequences: Iterator[tuple[Draw, ...]]) -> Iterator[list[tuple[Draw, ...]]]:
+        for _ in range(NOTED_BATCHES):
+            yield [next(sequences) for _ in range(self.sequences_per_batch)]
+
+    def _sorted(
+        self, sequences: Iterator[tuple[Draw, ...]], rng: np.random.Generator
+    ) -> Iterator[list[tuple[Draw, ...]]]:
+        budget = self.sequences_per_batch * self.mixture.max_rows
+        chunk = sorted((next(sequences) for _ in range(SORTED_EXAMPLES)), key=lambda draws: draws[0].length)
+        batches, batch = [], []
+        for draws in chunk:
+            if batch and (len(batch) + 1) * draws[0].length > budget:
+                batches.append(batch)
+                batch = []
+            batch.append(draws)
+        batches.append(batch)
+        yield from (batches[index] for index in rng.permutation(len(batches)))
+
+    def settings(self) -> dict[str, Any]:
+        """What a plan without streams is a function of, as JSON has it."""
+        mixture = self.mixture
+        sources = [[source.name, source.weight, source.num_items, *source.seed] for source in mixture.sources]
+        return {
+            "sources": sources,
+            "context": mixture.max_rows,
+            "packed": mixture.packed,
+            "sequences_per_batch": self.sequences_per_batch,
+            "seed": self.seed,
+        }
+
+    def state_dict(self, num_batches: int) -> dict[str, Any] | None:
+        """
+        Where the plan stood last before so many batches, as JSON has it; what was noted earlier is forgotten.
+
+        Returns:
+            `dict[str, Any]`, *optional*: `None` if a source is a stream, in which no place can be kept.
+        """
+        while len(self._noted) > 1 and self._noted[1]["num_batches"] <= num_batches:
+            self._noted.popleft()
+        return self._noted[0] if self._noted else None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, with the same `settings`. Batches before come out empty, for those who count them."""
+        self._start = {name: state[name] for name in self._start}
 
 
 def segment_rows(segment: Segment, size: AudioSize | int) -> int:
