@@ -94,8 +94,8 @@ def train(stage: str, folder, **model) -> Path:
     return folder / stage / "model"
 
 
-def logged(folder, name: str) -> list[float]:
-    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
+def logged(folder, name: str, step: int = 2) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
     return [entry[name] for entry in state["log_history"] if name in entry]
 
 
@@ -276,7 +276,10 @@ def test_two_processes_with_zero3_are_one_process(folder):
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "overlap_comm": False}
     (folder / "zero3.json").write_text(json.dumps(config))
     values = make_values("reasoning-sft", folder, language_model=str(folder / "llama"), audio_token="<reason_token>")
-    values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0}
+    values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0, "per_device_eval_batch_size": 2}
+    # Three held-out recordings: of its two, the second process has one.
+    (folder / "three.jsonl").write_text("".join((folder / "data.jsonl").read_text().splitlines(keepends=True)[:3]))
+    values["data"]["validation"] = [{"path": str(folder / "three.jsonl"), "task": "caption"}]
     made = {}
     for name, processes, arguments in (
         ("one", 1, {"per_device_train_batch_size": 2}),
@@ -294,6 +297,8 @@ def test_two_processes_with_zero3_are_one_process(folder):
         )
         assert done.returncode == 0, done.stderr[-4000:]
         made[name] = ReasoningCodecForConditionalGeneration.from_pretrained(folder / name / "model").state_dict()
+    for name in ("eval_loss", "eval_text_loss", "eval_commitment_loss"):
+        assert logged(folder / "two", name, 6) == pytest.approx(logged(folder / "one", name, 6), rel=1e-4)
     start = ReasoningCodecModel.from_pretrained(folder / "codec").front_ends.state_dict()
     for name, value in made["one"].items():
         torch.testing.assert_close(made["two"][name], value, atol=1e-5, rtol=0, msg=name)

@@ -5,18 +5,24 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.state import GradientState
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 import uniaudio2
+from uniaudio2.training import stage_trainer
 from uniaudio2.training.faults import UNFINISHED, FaultTolerance
-from uniaudio2.training.stage_trainer import StageTrainer, StageTrainingArguments
+from uniaudio2.training.stage_trainer import StageTrainer, StageTrainingArguments, own_rows
 
 
 class Toy(nn.Module):
@@ -133,6 +139,34 @@ def test_evaluation_logs_the_parts(make_trainer, examples):
     metrics_of.evaluate(examples[:16])
     logs = metrics_of.state.log_history[-1]
     assert logs["eval_loss"] == pytest.approx(logs["eval_left_loss"] + 0.5 * logs["eval_right_loss"])
+
+
+def test_every_held_out_example_has_one_process():
+    """As accelerate fills up the last batches, also where whole batches are repeats, or nearly all of them."""
+    for length, size, processes in product(range(1, 20), range(1, 5), range(1, 5)):
+        seen, batches = [], set()
+        for index in range(processes):
+            loader = prepare_data_loader(
+                DataLoader(range(length), batch_size=size), num_processes=processes, process_index=index
+            )
+            accelerator = SimpleNamespace(gradient_state=GradientState(), process_index=index)
+            own = [batch[: own_rows(len(batch), accelerator)] for batch in loader]
+            seen += torch.cat(own).tolist()
+            batches.add(len(own))
+        assert sorted(seen) == list(range(length)) and len(batches) == 1
+
+
+def test_examples_that_another_process_has_do_not_count(make_trainer, examples, monkeypatch):
+    trainer = make_trainer(per_device_eval_batch_size=4)
+    expected = trainer.evaluate(examples[:7])
+    passes = []
+    trainer.model.trunk.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    own = iter([4, 3, 0])
+    monkeypatch.setattr(stage_trainer, "own_rows", lambda size, accelerator: next(own))
+    found = trainer.evaluate([*examples[:7], *examples[20:25]])
+    assert passes == [4, 3, 1]
+    for name in ("eval_loss", "eval_left_loss", "eval_right_loss"):
+        assert found[name] == pytest.approx(expected[name])
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(make_trainer, examples, tmp_path):

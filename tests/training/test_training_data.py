@@ -419,18 +419,6 @@ def test_features_lie_on_the_rows_of_their_frames(records, processor):
     assert item["semantic_features"][reasoning, 0] == expected[: -(-frames * 2 // 5), 0][:3].mean()
 
 
-def test_held_out_examples_are_filled_up_with_what_no_loss_counts(records, processor):
-    source = make_source({"task": "ASR"}, records, processor, 0, 0)
-    examples = EveryExample(Mixture([source], processor, 300, packed=False, semantic_features=True))
-    assert len(examples) == 12
-    examples.multiple = 5
-    assert len(examples) == 15
-    batch = examples.mixture.collate([examples[index] for index in range(12, 15)])
-    text, codes = targets_of(batch)
-    assert (text == -100).all() and len(codes) == 0 and not batch["semantic_mask"].any()
-    assert not (batch["mm_token_type_ids"] == AUDIO_ROW).any()
-
-
 # --- Streams ---
 
 

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, logging
 
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
-from .mixture import EveryExample, Mixture, MixtureBatches
+from .mixture import Mixture, MixtureBatches
 from .stage_trainer import StageTrainer, StageTrainingArguments, operations
 
 logger = logging.get_logger(__name__)
@@ -140,13 +140,6 @@ class LanguageModelStageTrainer(StageTrainer):
                 "The data of this run, its batches or the number of processes are not those of the checkpoint. The "
                 "plan is made anew from its start, and as many batches of it are skipped as have been seen."
             )
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Processes must take as many batches each: they get empty examples, not some a second time."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, EveryExample) and self.args.world_size > 1:
-            dataset.multiple = self.args.eval_batch_size * self.args.world_size
-        return super().get_eval_dataloader(eval_dataset)
 
     def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ModelOutput]:
         outputs = model(**inputs, use_cache=False)

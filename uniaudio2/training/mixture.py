@@ -600,30 +600,20 @@ class EveryExample(Dataset):
 
     Args:
         mixture (`Mixture`): The sources; not packed. Its `collate` makes batches.
-
-    Attributes:
-        multiple (`int`): To a multiple of it the examples are filled up, with empty ones, which no loss counts.
     """
 
     def __init__(self, mixture: Mixture):
-        self.mixture, self.draws, self.multiple = mixture, [], 1
+        self.mixture, self.draws = mixture, []
         for place, source in enumerate(mixture.sources):
             lengths = [source.length(number, mixture.max_rows) for number in range(source.num_items)]
             self.draws += [Draw(place, number, length) for number, length in enumerate(lengths) if length is not None]
             warn_of_left_out(source, place, lengths.count(None), len(lengths), mixture.max_rows)
 
     def __len__(self) -> int:
-        return -(-len(self.draws) // self.multiple) * self.multiple
+        return len(self.draws)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < len(self.draws):
-            return self.mixture[(self.draws[index],)]
-        item = self.mixture[(self.draws[0],)]
-        rows = self.mixture.processor.row_format.padding_rows(len(item["labels"]))
-        item |= {name: getattr(rows, name) for name in ("input_ids", "mm_token_type_ids", "labels")}
-        if "semantic_mask" in item:
-            item["semantic_mask"] = torch.zeros_like(item["semantic_mask"])
-        return item
+        return self.mixture[(self.draws[index],)]
 
 
 class MixtureBatches:

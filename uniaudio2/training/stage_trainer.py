@@ -160,23 +160,31 @@ class StageTrainer(FaultTolerance, Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         values, outputs = self.step_losses(model, inputs)
         counts = self.count_items(inputs)
-        (self._train_sums if model.training else self._eval_sums).add(values, counts)
+        self._train_sums.add(values, counts)
         loss = torch.zeros((), device=self.args.device)
         for name, weight in self.weights.items():
-            share = 1.0
-            if model.training:
-                # Processes average their gradients, hence times their number.
-                share = counts[name] * self.accelerator.num_processes / self._step_items[name].clamp(min=1)
+            # Processes average their gradients, hence times their number.
+            share = counts[name] * self.accelerator.num_processes / self._step_items[name].clamp(min=1)
             loss = loss + weight * share * values[name]
-        if model.training and not torch.isfinite(loss):
+        if not torch.isfinite(loss):
             self._stop("loss", loss.item())
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Losses alone: logits of all streams and frames would fill the memory, and differ in shape."""
+        """
+        Losses alone, which go into the logs: logits of all streams and frames would fill the memory, and differ in
+        shape. A process that has only examples a second time takes one, so that all make as many forward passes.
+        """
+        inputs = self._prepare_inputs(inputs)
+        size = len(next(iter(inputs.values())))
+        own = own_rows(size, self.accelerator)
+        if own < size:
+            inputs = {name: value[: max(own, 1)] for name, value in inputs.items()}
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss, None, None
+            values, _ = self.step_losses(model, inputs)
+        counts = self.count_items(inputs)
+        self._eval_sums.add(values, counts if own else {name: 0 * count for name, count in counts.items()})
+        return sum(weight * values[name] for name, weight in self.weights.items()), None, None
 
     # Logs
 
@@ -201,6 +209,17 @@ class StageTrainer(FaultTolerance, Trainer):
         if peak is not None:
             speed["model_flops_utilization"] = flos / seconds / (peak * 1e12 * self.args.world_size)
         return speed
+
+
+def own_rows(size: int, accelerator: Accelerator) -> int:
+    """
+    How many of the `size` rows of a batch, the first ones, this process alone has. In the last batches accelerate
+    fills all processes up to the same size with examples from the start, after the last example.
+    """
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return size
+    return min(max(state.remainder - size * accelerator.process_index, 0), size)
 
 
 class _WeightedSums:
