@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import soundfile
 import torch
@@ -18,6 +20,7 @@ from uniaudio2 import (
     ReasoningCodecForConditionalGeneration,
     ReasoningCodecModel,
     ReasoningCodecTextProcessor,
+    UniAudio2FeatureExtractor,
     UniAudio2ForConditionalGeneration,
 )
 from uniaudio2.cli import main
@@ -209,6 +212,11 @@ def test_mistakes_in_a_recipe_are_named(folder):
         ({"data": {"sources": [{"path": "x", "weigth": 2}]}}, "weigth.*weight"),
         ({"arguments": {"lerning_rate": 1.0}}, "learning_rate"),
         ({"loss": {"flow": 1.0}}, "flow_loss"),
+        (
+            {"data": {"sources": [{"path": "x", "shuffle_buffer": 9}]}},
+            "'shuffle_buffer' is for sources with 'streaming",
+        ),
+        ({"data": {"validation": [{"path": "x", "streaming": True}]}}, "validation are read whole"),
     ):
         with pytest.raises(ValueError, match=message):
             CodecRun("reconstruction", merge(recipe, values))
@@ -250,6 +258,49 @@ def test_rows_are_checked_before_anything_is_trained(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no row of at most 0\.5 s"):
         read(whole, max_seconds=0.5)
     assert len(read(whole, max_seconds=1.0)) == 1
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_rows_of_a_stream_are_those_of_the_same_manifest(folder, ending):
+    entry = {"path": str(folder / f"streamed.{ending}"), "task": "caption"}
+    manifest = datasets.Dataset.from_json(str(folder / "data.jsonl"))
+    if ending == "parquet":
+        recordings = [{"bytes": (folder / name).read_bytes(), "path": name} for name in manifest["audio"]]
+        manifest.remove_columns("audio").add_column("audio", recordings).to_parquet(entry["path"])
+    else:
+        manifest.to_json(entry["path"])
+    stream = read_rows(entry | {"streaming": True}, with_texts=True)
+    assert isinstance(stream, datasets.IterableDataset)
+    assert list(stream) == read_rows(entry, with_texts=True).to_list()
+    with pytest.raises(ValueError, match=r"no row of at most 0\.1 s"):
+        read_rows(entry | {"streaming": True}, with_texts=True, max_seconds=0.1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_on_a_stream_goes_on_bit_for_bit(folder, text_head, tmp_path, monkeypatch, stage):
+    """Stopped after two of three steps, in the second time through; recordings of those two are not loaded again."""
+    sources = [{"path": str(folder / "data.jsonl"), "task": "caption", "streaming": True, "shuffle_buffer": 2},
+               {"path": str(folder / "heldout.jsonl"), "task": "caption"}]  # fmt: skip
+    names = {"text_head": str(text_head) if stage == "reasoning-grpo" else None, "scalar_codec": None,
+             "language_model": str(folder / "llama"), "audio_token": "<reason_token>"}  # fmt: skip
+    recipe = merge(make_run(stage, folder, **names).recipe, {"data": {"sources": sources, "validation": None}})
+    recipe = merge(recipe, {"arguments": {"max_steps": 3, "save_steps": 2, "save_total_limit": 5}})
+    loaded, load = [], UniAudio2FeatureExtractor.__call__
+    monkeypatch.setattr(
+        UniAudio2FeatureExtractor,
+        "__call__",
+        lambda self, audio, **kw: loaded.append(audio) or load(self, audio, **kw),
+    )
+    for name in ("whole", "halves"):
+        made = CodecRun(stage, merge(recipe, {"output": str(tmp_path / name)})).train()
+    per_step = len(loaded) / 6
+    for last in (made, made.parent / "checkpoint-3"):
+        shutil.rmtree(last)
+    loaded.clear()
+    CodecRun(stage, merge(recipe, {"output": str(tmp_path / "halves")})).train()
+    assert len(loaded) < 2 * per_step
+    for file in made.glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "whole" / "model" / file.name).read_bytes()
 
 
 def test_the_result_of_another_stage_is_not_gone_on_with(folder, tmp_path):

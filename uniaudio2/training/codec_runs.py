@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from .recipe import (
     trainer_arguments,
 )
 from .rewards import REWARDS, JudgeReward
+from .row_mixture import RowMixture
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
 from .stage_trainer import StageTrainingArguments, freeze_all_but, installed_trackers, start_deepspeed_on_cpu
 from .text_head_data import RecordingCollator, UnderstandingCollator
@@ -86,7 +88,8 @@ SECTIONS = {
     "arguments": None,
     "output": None,
 }
-SOURCE_KEYS = ("path", "split", "task", "weight")
+# Of these `shuffle_buffer` is for sources with `streaming`.
+SOURCE_KEYS = ("path", "split", "streaming", "shuffle_buffer", "task", "weight")
 LOSSES = {
     "scalar-codec": ("spectral", "latent_noise", "train_encoder", "discriminators", "adversarial_weight",
                      "feature_weight"),
@@ -150,6 +153,12 @@ class CodecRun:
                 refuse_unknown(entry, SOURCE_KEYS, "key", f"data.{name}.")
                 if entry.get("path") is None:
                     raise ValueError(f"A source of data.{name} lacks its 'path': {dict(entry)}.")
+                if name == "validation" and entry.get("streaming"):
+                    raise ValueError("Sources of data.validation are read whole: leave out 'streaming' there.")
+                if entry.get("shuffle_buffer") and not entry.get("streaming"):
+                    raise ValueError(
+                        "'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway."
+                    )
                 if self.stage in TEXT_STAGES and entry.get("task", "caption") not in INSTRUCTIONS:
                     raise ValueError(f"The task of data.{name} {dict(entry)} must be one of {[*INSTRUCTIONS]}.")
 
@@ -299,7 +308,7 @@ class CodecRun:
         rows, validation = self.data(arguments)
         crop = _Crops(round(self.recipe["data"]["max_seconds"] * codec.config.sampling_rate))
         if self.recipe["model"].get("fresh", True):
-            scale_to_data(model.codec, crop([rows[index] for index in range(min(16, len(rows)))])["waveform"][:, None])
+            scale_to_data(model.codec, crop([*islice(rows, 16)])["waveform"][:, None])
         trainer = ScalarCodecTrainer(
             model, args=arguments, train_dataset=rows, eval_dataset=validation, data_collator=crop
         )
@@ -337,6 +346,9 @@ class CodecRun:
         rewards = [self.reward(name) for name in self.recipe["rewards"]["functions"]]
         arguments = self.arguments(reward_weights=self.recipe["rewards"].get("weights"))
         rows, validation = self.data(arguments)
+        # Which trl knows as a stream. It has shuffled itself.
+        rows = import_datasets().IterableDataset.from_generator(lambda rows: iter(rows), gen_kwargs={"rows": rows})
+        arguments.shuffle_dataset = False
         trainer = ReasoningGRPOTrainer(
             model,
             rewards,
@@ -464,8 +476,8 @@ class CodecRun:
 
     def data(self, arguments: TrainingArguments):
         """
-        The sources of the recipe, mixed by their weights, and the held-out rows, all of them, if there are any: rows
-        with `audio`, `task`, `text` and `question`.
+        The sources of the recipe, mixed by their weights, without end, and the held-out rows, all of them, if there
+        are any: rows with `audio`, `task`, `text` and `question`.
         """
         data, datasets = self.recipe["data"], import_datasets()
         with_texts = self.stage in TEXT_STAGES
@@ -474,8 +486,8 @@ class CodecRun:
             parts = [read_rows(entry, with_texts, longest) for entry in data["sources"]]
             held_out = [read_rows(entry, with_texts, longest) for entry in data.get("validation") or ()]
         weights = [float(entry.get("weight", 1.0)) for entry in data["sources"]]
-        shares = [weight / sum(weights) for weight in weights]
-        rows = datasets.interleave_datasets(parts, shares, seed=data.get("seed", 0), stopping_strategy="all_exhausted")
+        buffers = [entry.get("shuffle_buffer", 0) for entry in data["sources"]]
+        rows = RowMixture(parts, weights, buffers, data.get("seed", 0))
         return rows, datasets.concatenate_datasets(held_out) if held_out else None
 
 
@@ -484,22 +496,25 @@ def read_rows(entry: Mapping[str, Any], with_texts: bool, max_seconds: float | N
     The recordings of one source of a recipe, with `task`, `text` and `question` where there are any.
 
     Args:
-        entry (`Mapping[str, Any]`): `path` of the manifest, `split` of one on the Hub, and the `task` of all rows.
+        entry (`Mapping[str, Any]`):
+            `path` of the manifest, `split` of one on the Hub, whether it is read as a stream (`streaming`), and the
+            `task` of all rows.
         with_texts (`bool`): Whether every row needs a task and its text.
         max_seconds (`float`, *optional*): Longer recordings are left out.
 
     Raises:
-        ValueError: Names the row and the field that is missing or wrong, or says that no row is left.
+        ValueError: Names the row and the field that is missing or wrong, of a stream when it gets there, or says that
+            no row is left.
     """
     datasets = import_datasets()
-    manifest = load_manifest(entry["path"], entry.get("split", "train"))
+    manifest = load_manifest(entry["path"], entry.get("split", "train"), entry.get("streaming", False))
     features = datasets.Features(
         audio={"path": datasets.Value("string"), "bytes": datasets.Value("binary")},
         task=datasets.Value("string"),
         text=datasets.Value("string"),
         question=datasets.Value("string"),
     )
-    # Written to the cache as it is read, so that recordings in the manifest need not fit the memory.
+    # Written to the cache as it is read (a stream is not), so that recordings in it need not fit the memory.
     rows = manifest.map(
         _row,
         with_indices=True,
@@ -509,11 +524,11 @@ def read_rows(entry: Mapping[str, Any], with_texts: bool, max_seconds: float | N
             "with_texts": with_texts,
         },
         features=features,
-        remove_columns=manifest.column_names,
+        remove_columns=manifest.column_names or [*next(iter(manifest), ())],
     )
     if max_seconds is not None:
         rows = rows.filter(_is_short, fn_kwargs={"max_seconds": max_seconds})
-    if len(rows) == 0:
+    if next(iter(rows), None) is None:
         raise ValueError(f"{entry['path']} has no row{f' of at most {max_seconds} s' if max_seconds else ''}.")
     return rows
 
@@ -592,7 +607,8 @@ class _Crops:
         self.feature_extractor = UniAudio2FeatureExtractor()
 
     def __call__(self, rows) -> dict[str, torch.Tensor]:
-        return self.crop([{"waveform": self.feature_extractor(row["audio"])["input_values"][0][0]} for row in rows])
+        waveforms = [self.feature_extractor(row["audio"])["input_values"][0][0] for row in rows]
+        return self.crop([{**row, "waveform": own} for row, own in zip(rows, waveforms, strict=True)])
 
 
 def _save_text_head(trainer: Trainer, processor: ReasoningCodecTextProcessor, folder: Path) -> None:

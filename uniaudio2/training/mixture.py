@@ -10,9 +10,8 @@ buffer too, which the state of a stream does not hold.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from itertools import groupby, repeat
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..processing.tasks import REASONING, TEXT, Segment, TaskFormat, get_task
 from ..processing.turns import Turn, example, prompt_text
 from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
 from .manifest import import_datasets
+from .random_order import permutation, shuffled
 from .recipe import refuse_unknown
 
 logger = logging.get_logger(__name__)
@@ -199,19 +199,6 @@ def with_codes(record: Mapping[str, Any], audio: Sequence[str], num_codebooks: i
     return values
 
 
-def shuffled(records: Iterable[Any], buffer_size: int, rng: np.random.Generator) -> Iterator[Any]:
-    """
-    Each record as one of those that are held, at random. `datasets` can do this too, but takes turns between shards as
-    well, and how has changed between its versions; a resumed training needs the same order.
-    """
-    held = []
-    for record in records:
-        held.append(record)
-        if len(held) > buffer_size:
-            yield held.pop(int(rng.integers(len(held))))
-    yield from (held[place] for place in rng.permutation(len(held)))
-
-
 # What is said of examples that are left out.
 UNFIT_SENTENCE = "have not two segments within"
 MORE_EXAMPLES = "raise data.context, or cut recordings and texts into shorter ones"
@@ -279,7 +266,7 @@ class Source:
     def item(self, number: int) -> int:
         """The record or group of an example."""
         epoch, place = divmod(number, self.num_items)
-        return int(_permutation(self.num_items, (*self.seed, epoch))[place])
+        return int(permutation(self.num_items, (*self.seed, epoch))[place])
 
     def generator(self, number: int) -> np.random.Generator:
         """Of all choices that one example makes. There is one, which is put to the place of that example: to make one
@@ -801,8 +788,3 @@ def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor
     audio = [name for name in task.fields if not task.is_text(name)]
     make = StreamedTaskSource if is_stream else TaskSource
     return make(records(audio, texts), task, processor, weight, key, entry.get("condition_dropout", 0.0))
-
-
-@lru_cache(maxsize=64)
-def _permutation(length: int, seed: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng([*seed, 1]).permutation(length)

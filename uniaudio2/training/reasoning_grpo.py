@@ -9,7 +9,7 @@ for that, so trl is pinned to the versions they were read in.
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
@@ -39,7 +39,7 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
         model ([`~uniaudio2.ReasoningCodecForConditionalGeneration`]): The supervised model, without adapters.
         reward_funcs (`list[Callable]`): Of `uniaudio2.training.rewards`, or any that trl takes.
         args (`trl.GRPOConfig`): The arguments.
-        train_dataset (`datasets.Dataset`):
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Rows with `audio`, `task` and for questions `question`; rewards get all columns.
         processor ([`~uniaudio2.ReasoningCodecTextProcessor`]): Prompts, tokenizer and feature extractor.
         sampling_rate (`int`, *optional*): Of waveforms that do not bring their own.
@@ -55,7 +55,7 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
         model: ReasoningCodecForConditionalGeneration,
         reward_funcs: list,
         args: GRPOConfig,
-        train_dataset: Dataset,
+        train_dataset: Dataset | IterableDataset,
         processor: ReasoningCodecTextProcessor,
         sampling_rate: int | None = None,
         eval_dataset: Dataset | None = None,
@@ -143,16 +143,21 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
 
-def with_prompts(dataset: Dataset, processor: ReasoningCodecTextProcessor) -> Dataset:
+def with_prompts(
+    dataset: Dataset | IterableDataset, processor: ReasoningCodecTextProcessor
+) -> Dataset | IterableDataset:
     """
     The data set with a column `prompt`.
 
     Raises:
-        ValueError: If a column is missing, or a row has a task that is not one of these.
+        ValueError: If a column is missing, or a row has a task that is not one of these (of a stream when it comes).
     """
-    missing = [name for name in ("audio", "task") if name not in dataset.column_names]
+    columns = dataset.column_names or [*next(iter(dataset), ())]
+    missing = [name for name in ("audio", "task") if name not in columns]
     if missing:
-        raise ValueError(f"The data set lacks the columns {missing}; it has {dataset.column_names}.")
-    questions = dataset["question"] if "question" in dataset.column_names else [None] * len(dataset)
+        raise ValueError(f"The data set lacks the columns {missing}; it has {columns}.")
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(lambda row: {"prompt": processor.prompt(row["task"], row.get("question"))})
+    questions = dataset["question"] if "question" in columns else [None] * len(dataset)
     prompts = [processor.prompt(task, question) for task, question in zip(dataset["task"], questions, strict=True)]
     return dataset.add_column("prompt", prompts)

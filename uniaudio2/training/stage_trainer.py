@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available, is_wandb_available
 from transformers.utils import ModelOutput
 
 from .faults import FaultTolerance
+from .row_mixture import RowMixture
 
 # Dense bfloat16 peak of common accelerators in TFLOP/s (vendors' data sheets), by a part of the device's name.
 DEVICE_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
@@ -131,6 +133,14 @@ class StageTrainer(FaultTolerance, Trainer):
         raise NotImplementedError
 
     # The loop
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Of a [`~uniaudio2.training.row_mixture.RowMixture`] its draws, of which resuming loads none."""
+        if not isinstance(self.train_dataset, RowMixture):
+            return super().get_train_dataloader()
+        return self._get_dataloader(
+            self.train_dataset, "Training", self._train_batch_size, RowMixture.draws, is_training=True
+        )
 
     def train(self, *args, **kwargs):
         self._last_log = None

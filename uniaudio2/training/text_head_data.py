@@ -7,6 +7,7 @@ import torch
 
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL
 from ..processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
+from .waveforms import random_start
 
 
 class UnderstandingCollator:
@@ -57,7 +58,8 @@ class UnderstandingCollator:
 
 class RecordingCollator:
     """
-    Collator of the stages without text: recordings alone, cut at random to at most `max_samples`.
+    Collator of the stages without text: recordings alone, cut at random to at most `max_samples`. A row may say by
+    `place` where, see [`~uniaudio2.training.waveforms.random_start`].
 
     Args:
         feature_extractor ([`~uniaudio2.UniAudio2FeatureExtractor`]): Reads recordings.
@@ -74,7 +76,7 @@ class RecordingCollator:
         pieces = []
         for row in rows:
             waveform = self.feature_extractor(row["audio"], sampling_rate=self.sampling_rate)["input_values"][0][0]
-            start = int(torch.randint(max(0, len(waveform) - self.max_samples) + 1, ()))
+            start = random_start(row, len(waveform), self.max_samples)
             pieces.append(waveform[start : start + self.max_samples])
         rate = self.feature_extractor.sampling_rate
         return dict(self.feature_extractor(pieces, sampling_rate=rate, return_tensors="pt"))

@@ -1,8 +1,9 @@
 """Recordings of a corpus as datasets of waveforms, and the two ways to make batches of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,21 @@ class WaveformDataset(Dataset):
         }
 
 
+def random_start(item: Mapping[str, Any], length: int, num_samples: int) -> int:
+    """
+    Where a piece of at most `num_samples` begins in a recording of `length`: at random, or as the item says by
+    `place`, from 0 to 1. What is drawn here depends on how many batches a data loader has made before, and is another
+    one after a resumption; a `place` that comes with the data is not.
+    """
+    place = item["place"] if "place" in item else torch.rand(()).item()
+    return min(int(place * (max(0, length - num_samples) + 1)), max(0, length - num_samples))
+
+
 class RandomCrops:
-    """Collator: one random crop of `num_samples` from each recording; a shorter one is padded with silence."""
+    """
+    Collator: one random crop of `num_samples` from each recording, `waveform` of an item; a shorter one is padded with
+    silence. An item may say by `place` where it is cut, see [`random_start`].
+    """
 
     def __init__(self, num_samples: int):
         self.num_samples = num_samples
@@ -49,8 +63,7 @@ class RandomCrops:
         crops = torch.zeros(len(items), self.num_samples)
         for crop, item in zip(crops, items, strict=True):
             waveform = torch.from_numpy(item["waveform"])
-            surplus = max(0, len(waveform) - self.num_samples)
-            start = int(torch.randint(surplus + 1, ()))
+            start = random_start(item, len(waveform), self.num_samples)
             piece = waveform[start : start + self.num_samples]
             crop[: len(piece)] = piece
         return {"waveform": crops}
