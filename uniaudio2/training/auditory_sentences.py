@@ -64,9 +64,12 @@ RecordSizes = Mapping[str, AudioSize | int]
 
 def frame_ranges(piece: Piece) -> tuple[slice, slice]:
     """The frames of a piece in both streams."""
-    return tuple(
-        slice(piece.start * frames, None if piece.stop is None else piece.stop * frames)
-        for frames in (REASONING_FRAMES_PER_CUT, RECONSTRUCTION_FRAMES_PER_CUT)
+    start, stop = piece.start, piece.stop
+    if stop is None:
+        return slice(start * REASONING_FRAMES_PER_CUT, None), slice(start * RECONSTRUCTION_FRAMES_PER_CUT, None)
+    return (
+        slice(start * REASONING_FRAMES_PER_CUT, stop * REASONING_FRAMES_PER_CUT),
+        slice(start * RECONSTRUCTION_FRAMES_PER_CUT, stop * RECONSTRUCTION_FRAMES_PER_CUT),
     )
 
 
