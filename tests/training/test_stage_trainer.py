@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import uniaudio2
 from uniaudio2.training import stage_trainer
-from uniaudio2.training.faults import UNFINISHED, FaultTolerance
+from uniaudio2.training.faults import UNFINISHED, FaultTolerance, complete_folder
 from uniaudio2.training.stage_trainer import StageTrainer, StageTrainingArguments, own_rows
 
 
@@ -278,6 +278,29 @@ def test_what_a_killed_process_left_is_ignored(make_trainer, tmp_path):
     assert get_last_checkpoint(str(tmp_path / "run")).endswith("checkpoint-2")
     make_trainer(save_strategy="steps", save_steps=1, max_steps=3).train(resume_from_checkpoint=True)
     assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists() and not half.exists()
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    for text in ("first", "second"):
+        with complete_folder(folder) as unfinished:
+            (unfinished / "weights").write_text(text)
+        assert (folder / "weights").read_text() == text and [*tmp_path.iterdir()] == [folder]
+    with pytest.raises(OSError, match="No space left"), complete_folder(folder) as unfinished:
+        (unfinished / "weights").write_text("third")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (folder / "weights").read_text() == "second" and [*tmp_path.iterdir()] == [folder]
+
+    def killed(source, target):
+        if target == folder:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    rename = os.replace
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt), complete_folder(folder) as unfinished:
+        (unfinished / "weights").write_text("third")
+    assert sorted(path.read_text() for path in tmp_path.glob("model_*/weights")) == ["second", "third"]
 
 
 def test_mistakes_are_named(make_trainer, examples, tmp_path, monkeypatch):
