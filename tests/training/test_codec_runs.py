@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import torch
 import yaml
+from fsdp2_on_cpu import fsdp2_launcher
+from safetensors.torch import load_file
 from text_head_toy import CODEC, RATE, make_codec, make_processor, make_recordings, make_text_head
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -229,12 +231,14 @@ def test_mistakes_in_a_recipe_are_named(folder):
         CodecRun("reasoning-grpo", merge(grpo, {"rewards": {"functions": ["praise"]}}))
 
 
-def test_fsdp_is_refused(folder, monkeypatch):
-    with pytest.raises(ValueError, match="have no FSDP"):
-        CodecRun("scalar-codec", merge(make_run("scalar-codec", folder).recipe, {"arguments": {"fsdp": "full_shard"}}))
+def test_fsdp_is_refused_where_there_is_none(folder, monkeypatch):
+    with pytest.raises(ValueError, match="reasoning-grpo has no FSDP"):
+        CodecRun("reasoning-grpo", merge(make_run("reasoning-grpo", folder).recipe, {"arguments": {"fsdp": True}}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="have no FSDP"):
-        make_run("scalar-codec", folder)
+    with pytest.raises(ValueError, match="reasoning-grpo has no FSDP"):
+        make_run("reasoning-grpo", folder)
+    with pytest.raises(ValueError, match="no FSDP on a CPU"):
+        make_run("scalar-codec", folder).train()
 
 
 def test_rows_are_checked_before_anything_is_trained(folder, tmp_path):
@@ -320,8 +324,24 @@ def test_the_shipped_text_model_is_the_one_in_the_shipped_checkpoint():
     assert torch.equal(text_model(input_ids=ids).logits, expected)
 
 
+DDP = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(28_600 + os.getpid() % 1000), "-m",
+       "uniaudio2.cli"]  # fmt: skip
+FSDP2 = fsdp2_launcher(28_600 + os.getpid() % 1000)
+
+
+def train_in_processes(name: str, stage: str, folder, values: dict, launcher: list[str]) -> dict[str, torch.Tensor]:
+    """Into `folder / name`, by what `python -m` starts. Returns the weights of the result."""
+    own = merge(values, {"output": str(folder / name), "arguments": {"use_cpu": launcher != FSDP2}})
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    words = ["train", stage, "--config", STAGES[stage], "codec_size_tiny", str(folder / f"{name}.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", *launcher, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return load_file(folder / name / "model" / "model.safetensors")
+
+
 @pytest.mark.slow
-def test_two_processes_with_zero3_are_one_process(folder):
+def test_two_processes_that_share_the_model_are_one_process(folder):
     """Adapters, the reasoning branch with its moving averages, and what is written of them at the end."""
     config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "overlap_comm": False}
@@ -331,27 +351,42 @@ def test_two_processes_with_zero3_are_one_process(folder):
     # Three held-out recordings: of its two, the second process has one.
     (folder / "three.jsonl").write_text("".join((folder / "data.jsonl").read_text().splitlines(keepends=True)[:3]))
     values["data"]["validation"] = [{"path": str(folder / "three.jsonl"), "task": "caption"}]
+    values["lora"] = {"dropout": 0.0}
     made = {}
-    for name, processes, arguments in (
-        ("one", 1, {"per_device_train_batch_size": 2}),
-        ("two", 2, {"per_device_train_batch_size": 1, "deepspeed": str(folder / "zero3.json")}),
+    for name, launcher, arguments in (
+        ("one", ["uniaudio2.cli"], {"per_device_train_batch_size": 2}),
+        ("zero3", DDP, {"per_device_train_batch_size": 1, "deepspeed": str(folder / "zero3.json")}),
+        ("fsdp2", FSDP2, {"per_device_train_batch_size": 1}),
     ):
-        own = merge(values, {"output": str(folder / name), "arguments": arguments, "lora": {"dropout": 0.0}})
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
-        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-                    str(28_600 + os.getpid() % 1000), "-m"] if processes == 2 else []  # fmt: skip
-        words = ["train", "reasoning-sft", "--config", "codec_reasoning_sft", "codec_size_tiny",
-                 str(folder / f"{name}.yaml")]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, "uniaudio2.cli", *words], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        made[name] = ReasoningCodecForConditionalGeneration.from_pretrained(folder / name / "model").state_dict()
-    for name in ("eval_loss", "eval_text_loss", "eval_commitment_loss"):
-        assert logged(folder / "two", name, 6) == pytest.approx(logged(folder / "one", name, 6), rel=1e-4)
+        own = merge(values, {"arguments": arguments})
+        made[name] = train_in_processes(name, "reasoning-sft", folder, own, launcher)
+        ReasoningCodecForConditionalGeneration.from_pretrained(folder / name / "model")
     start = ReasoningCodecModel.from_pretrained(folder / "codec").front_ends.state_dict()
-    for name, value in made["one"].items():
-        torch.testing.assert_close(made["two"][name], value, atol=1e-5, rtol=0, msg=name)
-        if name.startswith("model.front_ends."):
-            assert torch.equal(value, start[name.removeprefix("model.front_ends.")])
+    for two in ("zero3", "fsdp2"):
+        for name in ("eval_loss", "eval_text_loss", "eval_commitment_loss"):
+            assert logged(folder / two, name, 6) == pytest.approx(logged(folder / "one", name, 6), rel=1e-4)
+        assert made[two].keys() == made["one"].keys()
+        for name, value in made["one"].items():
+            torch.testing.assert_close(made[two][name], value, atol=1e-5, rtol=0, msg=name)
+            if name.startswith("model.front_ends."):
+                assert torch.equal(value, start[name.removeprefix("model.front_ends.")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["scalar-codec", "reconstruction"])
+def test_two_processes_with_fsdp2_are_two_that_have_all_of_the_model(folder, stage):
+    """These stages draw at random, each process its own."""
+    values = make_values(stage, folder, text_head=None, scalar_codec=None)
+    values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0, "per_device_train_batch_size": 1}
+    expected = train_in_processes(f"{stage}-ddp", stage, folder, values, DDP)
+    made = train_in_processes(f"{stage}-fsdp2", stage, folder, values, FSDP2)
+    for name in ("loss", "grad_norm", "eval_loss"):
+        ours, theirs = (logged(folder / f"{stage}-{kind}", name, 6) for kind in ("fsdp2", "ddp"))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert made.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(made[name], value, atol=1e-5, rtol=0, msg=name)
+    if stage == "reconstruction":
+        ReasoningCodecModel.from_pretrained(folder / f"{stage}-fsdp2" / "model")
+        configs = [(folder / f"{stage}-{kind}" / "model" / "config.json").read_text() for kind in ("fsdp2", "ddp")]
+        assert configs[0] == configs[1]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fsdp2_on_cpu import fsdp2_launcher
 
 from uniaudio2 import UniAudio2ForConditionalGeneration
 from uniaudio2.cli import main
@@ -88,9 +89,17 @@ def start(words: list[str], processes: int = 1) -> subprocess.Popen:
 
 
 def run(words: list[str], processes: int = 1) -> None:
-    process = start(words, processes)
+    finish(start(words, processes))
+
+
+def finish(process: subprocess.Popen) -> None:
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-4000:]
+
+
+def run_with_fsdp2(words: list[str]) -> None:
+    """Two processes, launched with the shipped configuration."""
+    finish(launch([*fsdp2_launcher(29_600 + os.getpid() % 1000), *words]))
 
 
 def logged(folder: Path, step: int = STEPS) -> list[dict]:
@@ -117,28 +126,41 @@ def assert_near(folder: Path, reference: Path, names=("loss", "text_loss", "audi
 
 
 @pytest.mark.slow
-def test_two_processes_with_zero3_are_one_process(command, zero3, tmp_path):
-    """Losses of 20 steps and the weights after them; stopped after 10 it goes on alike."""
-    run(command("one", batch_size=2))
-    run(command("zero3", deepspeed=zero3()), processes=2)
-    assert_near(tmp_path / "zero3", tmp_path / "one")
-
-    before, shards = logged(tmp_path / "zero3"), tmp_path / "zero3" / "checkpoint-10" / "global_step10"
-    assert len(list(shards.glob("*optim_states.pt"))) == 2
-    shutil.rmtree(tmp_path / "zero3" / f"checkpoint-{STEPS}")
-    shutil.rmtree(tmp_path / "zero3" / "model")
-    run(command("zero3", deepspeed=zero3()), processes=2)
-    assert [row["loss"] for row in logged(tmp_path / "zero3")] == [row["loss"] for row in before]
-    assert_near(tmp_path / "zero3", tmp_path / "one")
+def test_two_processes_that_share_the_model_are_one_process(command, zero3, tmp_path):
+    """With ZeRO-3 and with FSDP2: losses of 20 steps and the weights after them; stopped after 10 it goes on alike."""
+    evaluation = {"eval_steps": STEPS, "per_device_eval_batch_size": 7}
+    run(command("one", batch_size=2, **evaluation))
+    ways = {
+        "zero3": lambda: run(command("zero3", deepspeed=zero3(), **evaluation), processes=2),
+        "fsdp2": lambda: run_with_fsdp2(command("fsdp2", use_cpu=False, **evaluation)),
+    }
+    for name, train in ways.items():
+        train()
+        assert_near(tmp_path / name, tmp_path / "one")
+        assert evaluated(tmp_path / name) == pytest.approx(evaluated(tmp_path / "one"), rel=1e-3)
+        before = logged(tmp_path / name)
+        shutil.rmtree(tmp_path / name / f"checkpoint-{STEPS}")
+        shutil.rmtree(tmp_path / name / "model")
+        train()
+        assert [row["loss"] for row in logged(tmp_path / name)] == [row["loss"] for row in before]
+        assert_near(tmp_path / name, tmp_path / "one")
+    one, shared, spread = (tmp_path / name / "checkpoint-10" for name in ("one", "zero3", "fsdp2"))
+    assert len(list((shared / "global_step10").glob("*optim_states.pt"))) == 2
+    # A checkpoint of FSDP2 can be loaded as one of a single process can.
+    assert (spread / "config.json").read_text() == (one / "config.json").read_text()
+    assert {path.name for path in spread.glob("*.py")} == {path.name for path in one.glob("*.py")}
 
 
 @pytest.mark.slow
-def test_adapters_with_zero3_in_the_memory_of_the_machine(command, zero3, tmp_path):
-    """Weights and optimiser offloaded. On a CPU they are there anyway: that it works, not that it saves anything."""
+def test_adapters_on_a_model_that_two_processes_share(command, zero3, tmp_path):
+    """With ZeRO-3 weights and optimiser are offloaded. On a CPU they are there anyway: that it works, not that it
+    saves anything."""
     lora = ("lora", "lora.rank=4", "lora.alpha=8", "lora.dropout=0.0")
     run(command("one", *lora, batch_size=2))
     run(command("zero3", *lora, deepspeed=zero3("zero3_offload")), processes=2)
-    assert_near(tmp_path / "zero3", tmp_path / "one")
+    run_with_fsdp2(command("fsdp2", *lora, use_cpu=False))
+    for name in ("zero3", "fsdp2"):
+        assert_near(tmp_path / name, tmp_path / "one")
 
 
 @pytest.mark.slow
@@ -207,12 +229,3 @@ def test_two_processes_share_the_recordings(model_folder, tmp_path):
     for name in names:
         one, two = (datasets.Dataset.from_parquet(str(tmp_path / folder / name)) for folder in ("one", "two"))
         assert one.features == two.features and one[:] == two[:]
-
-
-@pytest.mark.slow
-def test_a_step_under_fsdp2_is_a_step(model_folder):
-    """Loss and gradients of two processes that share the layers are those of two that each have all of them."""
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29_600 + os.getpid() % 1000)]
-    process = launch([*launcher, str(Path(__file__).parent / "fsdp2_step.py"), str(model_folder)])
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]

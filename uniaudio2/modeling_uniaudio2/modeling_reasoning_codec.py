@@ -102,7 +102,14 @@ class ReasoningCodecPreTrainedModel(CompleteCheckpointMixin, PreTrainedAudioToke
     input_modalities = ("audio",)
     output_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ReasoningBlock", "ReconstructionBranch", "FlowConditioner", "BasicTransformerBlock")
+    _no_split_modules = (
+        "WhisperEncoderLayer",
+        "Wav2Vec2ConformerEncoderLayer",
+        "ReasoningBlock",
+        "ReconstructionBranch",
+        "FlowConditioner",
+        "BasicTransformerBlock",
+    )
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -186,6 +193,9 @@ class ReasoningCodecModel(ReasoningCodecPreTrainedModel):
         self.front_ends.eval()
         self.scalar_codec.eval()
         return self
+
+    def get_input_embeddings(self) -> None:
+        """There are none: it reads audio."""
 
     def freeze_for_reconstruction_training(self) -> None:
         """Freezes what the reconstruction stage does not train: front ends, scalar codec, reasoning branch."""

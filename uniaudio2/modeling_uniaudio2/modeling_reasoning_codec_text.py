@@ -78,7 +78,7 @@ class ReasoningCodecTextPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel
     input_modalities = ("audio", "text")
     output_modalities = ("text",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ReasoningBlock",)
+    _no_split_modules = ("WhisperEncoderLayer", "Wav2Vec2ConformerEncoderLayer", "ReasoningBlock")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

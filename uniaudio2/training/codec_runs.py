@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import soundfile
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import (
@@ -57,6 +56,7 @@ from .recipe import (
 from .rewards import REWARDS, JudgeReward
 from .row_mixture import RowMixture
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
+from .sharding import launched_with_fsdp, refuse_fsdp_on_cpu, whole_parameters
 from .stage_trainer import StageTrainingArguments, freeze_all_but, installed_trackers, start_deepspeed_on_cpu
 from .text_head_data import RecordingCollator, UnderstandingCollator
 from .waveforms import RandomCrops
@@ -140,9 +140,9 @@ class CodecRun:
             refuse_unknown(self.recipe.get("loss") or {}, LOSSES[self.stage], "loss", "loss.")
         self._check_sources()
         self._check_rewards()
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or self.recipe["arguments"].get("fsdp"):
+        if self.stage == "reasoning-grpo" and (launched_with_fsdp() or self.recipe["arguments"].get("fsdp")):
             raise ValueError(
-                "Stages of the codec have no FSDP: what they save would be one process's share. Take "
+                "reasoning-grpo has no FSDP: it generates between the steps, from a model that is spread out. Take "
                 "arguments.deepspeed=zero3, or launch without the FSDP configuration."
             )
 
@@ -188,9 +188,11 @@ class CodecRun:
         self._check_output(made / "provenance.json")
         # Fresh parts start alike in every process and every run; the seed's default is that of `TrainingArguments`.
         set_seed(self.recipe["arguments"].get("seed", TrainingArguments.seed))
+        # Else accelerate would load in one process, and send the others parameters alone: codecs have buffers too.
+        disable_fsdp_ram_efficient_loading()
         trainer, save = getattr(self, f"_{self.stage.replace('-', '_')}")()
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-        with whole_parameters(trainer.model):
+        with whole_parameters(trainer):
             if trainer.args.should_save:
                 with complete_folder(made) as unfinished:
                     save(unfinished)
@@ -470,8 +472,10 @@ class CodecRun:
 
     def arguments(self, **more) -> TrainingArguments:
         values = {"report_to": installed_trackers()} | trainer_arguments(self.recipe)
-        if values.get("deepspeed") is not None and values.get("use_cpu"):
-            start_deepspeed_on_cpu()  # which only the arguments of `StageTrainer` do by themselves
+        if values.get("use_cpu"):  # what only the arguments of `StageTrainer` do by themselves
+            refuse_fsdp_on_cpu()
+            if values.get("deepspeed") is not None:
+                start_deepspeed_on_cpu()
         return self.arguments_class()(**values, **more)
 
     def data(self, arguments: TrainingArguments):
@@ -580,16 +584,6 @@ def shipped_text_model() -> LlamaForCausalLM:
     text_model.model.norm = whole.model.cross_modal_norm
     text_model.model.layers.load_state_dict(cross_modal.state_dict())
     return text_model
-
-
-def whole_parameters(model: nn.Module) -> AbstractContextManager:
-    """While it lasts, all parameters are whole in every process, also where ZeRO-3 has spread them."""
-    parameters = list(model.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def _there(key: str, path: str | Path, what: str) -> str:

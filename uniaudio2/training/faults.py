@@ -12,6 +12,8 @@ from accelerate import DistributedType
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .sharding import own_class
+
 # Where a checkpoint is written before it gets its name. `get_last_checkpoint` does not see it, pushes leave it out.
 UNFINISHED = "_unfinished"
 # What a folder is called between its replacement and its end.
@@ -89,6 +91,10 @@ class FaultTolerance:
     def _get_output_dir(self, trial=None) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._is_saving else folder
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         """Write aside, then rename; only then remove old checkpoints. All processes write, each its own files."""

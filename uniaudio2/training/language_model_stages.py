@@ -61,6 +61,7 @@ class LanguageModelStageTrainer(StageTrainer):
     # Names of `model_parts` that learn.
     parts: ClassVar[tuple[str, ...]] = ()
     codebook_weights: ClassVar[tuple[float, ...]] = (1.0,) * 8
+    sends_float32 = False
 
     def __init__(
         self,

@@ -1,6 +1,5 @@
 """What all training stages share: a `Trainer` that knows its losses by name, and never leaves half a checkpoint."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from .faults import FaultTolerance
 from .row_mixture import RowMixture
+from .sharding import FSDP2Precision, refuse_fsdp_on_cpu
 
 # Dense bfloat16 peak of common accelerators in TFLOP/s (vendors' data sheets), by a part of the device's name.
 DEVICE_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
@@ -43,11 +43,8 @@ class StageTrainingArguments(TrainingArguments):
         self.logging_nan_inf_filter = False
         if self.deepspeed is not None and self.use_cpu:
             start_deepspeed_on_cpu()
-        if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise ValueError(
-                "accelerate has no FSDP on a CPU, and would copy the whole model to every process instead: take "
-                "arguments.deepspeed=zero3, or launch without the FSDP configuration."
-            )
+        if self.use_cpu:
+            refuse_fsdp_on_cpu()
         super().__post_init__()
         if self.metric_for_best_model is not None or self.load_best_model_at_end:
             raise ValueError(
@@ -56,7 +53,7 @@ class StageTrainingArguments(TrainingArguments):
             )
 
 
-class StageTrainer(FaultTolerance, Trainer):
+class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
     """
     A [`~transformers.Trainer`] for one stage of training. A stage says which modules learn (`trained_modules`), what
     its losses are (`step_losses`, of how many things each is the mean: `count_items`) and what they weigh
