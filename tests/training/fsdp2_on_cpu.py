@@ -41,5 +41,7 @@ class ShardingAccelerator(Accelerator):
 if __name__ == "__main__":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     backend = mock.patch.object(PartialState, "_prepare_backend", return_value=("gloo", DistributedType.MULTI_GPU))
-    with backend, mock.patch("transformers.trainer.Accelerator", ShardingAccelerator):
+    sharding = mock.patch("transformers.trainer.Accelerator", ShardingAccelerator)
+    bfloat16 = mock.patch("transformers.training_args.is_torch_bf16_gpu_available", return_value=True)
+    with backend, sharding, bfloat16:
         sys.exit(main(sys.argv[1:]))
