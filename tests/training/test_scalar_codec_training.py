@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
 from uniaudio2.modeling_uniaudio2.configuration_reasoning_codec import ScalarCodecConfig
@@ -7,6 +8,7 @@ from uniaudio2.modeling_uniaudio2.modeling_scalar_codec import ScalarCodec
 from uniaudio2.training.discriminators import WaveformDiscriminators
 from uniaudio2.training.scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
 from uniaudio2.training.spectral_loss import MultiScaleSpectralLoss
+from uniaudio2.training.stage_trainer import StageTrainingArguments
 from uniaudio2.training.tiny import train
 from uniaudio2.training.waveforms import RandomCrops
 
@@ -183,3 +185,20 @@ def test_adversarial_training_lowers_the_feature_loss_and_logs_its_parts(dataset
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in moved} == {"codec", "discriminators"}
     assert not any(name.startswith("codec.encoder") for name in moved)
+
+
+@pytest.mark.parametrize("parts", [{}, {"discriminators": DISCRIMINATORS, "train_encoder": False}])
+def test_speed_is_logged_with_the_operations_that_torch_counts(parts, dataset, tmp_path):
+    model = ScalarCodecForTraining(ScalarCodecConfig(**SMALL), **LOSS, **parts)
+    values = {"max_steps": 2, "logging_steps": 1, "use_cpu": True, "report_to": [], "save_strategy": "no"}
+    arguments = StageTrainingArguments(str(tmp_path), per_device_train_batch_size=4, device_tflops=1e-3, **values)
+    collator = RandomCrops(4800)
+    trainer = ScalarCodecTrainer(model, arguments, train_dataset=dataset, data_collator=collator)
+    trainer.train()
+    with FlopCounterMode(display=False) as counter:
+        model.train()(collator([dataset[index] for index in range(4)])["waveform"])["loss"].backward()
+    assert trainer.state.total_flos == 2 * counter.get_total_flops()
+    assert trainer.tokens_seen() == 2 * 4 * 4800 // 960
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["tokens_per_second"] > 0 and entry["model_flops_utilization"] > 0 for entry in logs)
+    assert len(logs) == 2 and all(entry["loss"] >= entry["spectral_loss"] for entry in logs)

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from uniaudio2.training.codec_stages import (
     ReasoningSFTTrainer,
     ReconstructionTrainer,
+    recording_operations,
     text_head_adapters,
 )
-from uniaudio2.training.stage_trainer import StageTrainingArguments, operations
+from uniaudio2.training.speed import operations
+from uniaudio2.training.stage_trainer import StageTrainingArguments
 from uniaudio2.training.text_head_data import RecordingCollator, UnderstandingCollator
 
 TASKS = ("transcription", "caption", "analysis", "question_answering")
@@ -308,6 +310,15 @@ def test_operations_are_those_that_torch_counts():
         layers(torch.randn(7, 5)).sum().backward()
     # The gradient does not go below the second layer; the formula lets it leave the layer that learns.
     assert operations([(layer, 7) for layer in layers]) == counter.get_total_flops() + 2 * 7 * 8 * 11
+
+
+@torch.no_grad()
+def test_operations_on_a_recording_are_those_that_torch_counts():
+    codec = make_codec().eval()
+    codec.front_ends.whisper.set_attn_implementation("eager")  # torch does not count that of its own for a CPU
+    with FlopCounterMode(display=False) as counter:
+        codec.front_ends(torch.randn(1, 9600)), codec.scalar_codec.encode(torch.randn(1, 1, 9600))
+    assert recording_operations(type(codec.front_ends), codec.config)(9600) == counter.get_total_flops()
 
 
 def test_the_operations_of_a_stage_grow_with_what_learns(processor, rows, make_arguments):

@@ -4,7 +4,8 @@ GRPO, which lies between them, is in `reasoning_grpo.py`; the scalar codec, whic
 `scalar_codec.py`. Codebooks are moving averages and not weights: they follow every micro-batch, of all processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,13 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..modeling_uniaudio2.configuration_reasoning_codec import ReasoningCodecConfig
+from ..modeling_uniaudio2.modeling_codec_front_ends import CodecFrontEnds, ReasoningFrontEnds
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
+from ..modeling_uniaudio2.modeling_scalar_codec import ScalarCodec
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL
 from .codebooks import StatisticsOfWeightsDtype, synchronize_codebooks
-from .stage_trainer import StageTrainer, StageTrainingArguments, operations
+from .speed import counted_operations, operations
+from .stage_trainer import StageTrainer, StageTrainingArguments
 
 # What the codec's first two stages train whole, beside the adapters of the language model.
 TEXT_HEAD_MODULES = ("model.reasoning_branch", "model.text_projection")
@@ -49,6 +53,7 @@ class ReasoningSFTTrainer(StageTrainer):
     ):
         own_weights = {"commitment_loss": model.config.commitment_loss_weight}
         super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
+        self._recording_operations = recording_operations(ReasoningFrontEnds, model.config.codec_config)
         synchronize_codebooks(model)
         self.add_callback(StatisticsOfWeightsDtype())
 
@@ -76,21 +81,10 @@ class ReasoningSFTTrainer(StageTrainer):
         return int(inputs["attention_mask"].sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "peft_config") else model
-        parts, config = model.model, model.config.codec_config
-        latents, rows = padded_latents(inputs, config), self.count_tokens(inputs)
-        embedding = model.get_input_embeddings()  # looked up, not multiplied
-        return operations(
-            [
-                (parts.front_ends.whisper, len(inputs["input_ids"]) * config.whisper_config.max_source_positions),
-                *music_encoder_parts(parts.front_ends.music_encoder, latents),
-                (parts.reasoning_branch, latents + latents // config.reasoning_interval),
-                (parts.text_projection, latents // config.reasoning_interval),
-                *((module, rows) for module in parts.language_model.children() if module is not embedding),
-                (model.lm_head, rows),
-            ]
-        )
+        model, config = self.accelerator.unwrap_model(self.model), self.model.config.codec_config
+        recordings, samples = len(inputs["input_ids"]), padded_samples(inputs, config)
+        frames, rows = recordings * samples // config.reasoning_hop_length, self.count_tokens(inputs)
+        return recordings * self._recording_operations(samples) + operations(text_parts(model, frames, rows, rows))
 
 
 class ReconstructionTrainer(StageTrainer):
@@ -129,6 +123,7 @@ class ReconstructionTrainer(StageTrainer):
         own_weights = {name: getattr(config, f"{name}_weight") for name in self.loss_weights if name != "flow_loss"}
         super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
         freeze_unused_decoders(model, self.weights)
+        self._recording_operations = recording_operations(CodecFrontEnds, config)
         synchronize_codebooks(model)
         self.add_callback(StatisticsOfWeightsDtype())
 
@@ -157,13 +152,11 @@ class ReconstructionTrainer(StageTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         model = self.accelerator.unwrap_model(self.model)
-        config, latents = model.config, padded_latents(inputs, model.config)
-        return operations(
+        recordings, samples = len(inputs["input_values"]), padded_samples(inputs, model.config)
+        latents = recordings * samples // model.config.latent_hop_length
+        return recordings * self._recording_operations(samples) + operations(
             [
-                (model.front_ends.whisper, len(inputs["input_values"]) * config.whisper_config.max_source_positions),
-                (model.front_ends.wavlm, 2 * latents),
-                *music_encoder_parts(model.front_ends.music_encoder, latents),
-                (model.reasoning_branch, latents + latents // config.reasoning_interval),
+                (model.reasoning_branch, latents + latents // model.config.reasoning_interval),
                 (model.reconstruction_branch, latents // 2),
                 (model.phone_feature_decoder, latents),
                 (model.structure_feature_decoder, latents),
@@ -177,22 +170,50 @@ class ReconstructionTrainer(StageTrainer):
         return torch.ceil(inputs["padding_mask"].sum(dim=1) / config.latent_hop_length).sum().long()
 
 
-def padded_latents(inputs: Mapping[str, Any], config: ReasoningCodecConfig) -> int:
-    """Latent frames that a batch fills, with its padding: the encoders hear that too."""
-    samples = -(-inputs["input_values"].shape[-1] // config.frame_unit) * config.frame_unit
-    return len(inputs["input_values"]) * samples // config.latent_hop_length
+def padded_samples(inputs: Mapping[str, Any], config: ReasoningCodecConfig) -> int:
+    """Samples of each recording of a batch, with its padding: the encoders hear that too."""
+    return -(-inputs["input_values"].shape[-1] // config.frame_unit) * config.frame_unit
 
 
-def music_encoder_parts(encoder: nn.Module, frames: int) -> list[tuple[nn.Module, int]]:
-    """Modules of the music encoder and the places each is used at, for [`operations`]: its first two blocks are
-    convolutions over bands and mel frames, of which each halves both."""
-    wide, narrow = encoder.subsampling.blocks
-    bands = encoder.config.num_mel_bins
+def recording_operations(front_ends: type[nn.Module], config: ReasoningCodecConfig) -> Callable[[int], int]:
+    """
+    Operations of the frozen encoders on one recording, by its padded samples: of the front ends and, if WavLM is among
+    them, of the scalar codec's encoder, which then gives the targets. Torch counts them, once for each length, on
+    copies without memory: convolutions at many rates are no products of weights and rows.
+    """
+    with torch.device("meta"):
+        encoders = front_ends(config).eval()
+        scalar_codec = ScalarCodec(config.scalar_config)
+
+    @cache
+    @torch.no_grad()
+    def count(samples: int) -> int:
+        waveform = torch.empty(1, samples, device="meta")
+        total = counted_operations(lambda: encoders(waveform))
+        if isinstance(encoders, CodecFrontEnds):
+            total += counted_operations(lambda: scalar_codec.encode(waveform[:, None]))
+        return total
+
+    return count
+
+
+def text_parts(model: nn.Module, frames: int, rows: int, answers: int) -> list[tuple[nn.Module, int]]:
+    """
+    The parts of a text head behind its front ends, for [`~uniaudio2.training.speed.operations`].
+
+    Args:
+        model ([`~uniaudio2.ReasoningCodecForConditionalGeneration`] or `PeftModel`): The text head.
+        frames (`int`): Reasoning frames of all recordings, with their padding.
+        rows (`int`): Tokens that the language model reads, those of the audio among them.
+        answers (`int`): Of these, the ones that get logits.
+    """
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    parts, embedding = model.model, model.get_input_embeddings()  # which is looked up, not multiplied
     return [
-        (wide, 2 * frames * bands // 2),
-        (narrow, frames * bands // 4),
-        (encoder.subsampling.linear, frames),
-        (encoder.layers, frames),
+        (parts.reasoning_branch, frames * (model.config.codec_config.reasoning_interval + 1)),
+        (parts.text_projection, frames),
+        *((module, rows) for module in parts.language_model.children() if module is not embedding),
+        (model.lm_head, answers),
     ]
 
 

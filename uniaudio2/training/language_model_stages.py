@@ -19,7 +19,8 @@ from transformers.utils import ModelOutput, logging
 from ..modeling_uniaudio2.configuration_uniaudio2 import UniAudio2Config
 from ..modeling_uniaudio2.modeling_uniaudio2 import IGNORED_LABEL, UniAudio2ForConditionalGeneration, following_rows
 from .mixture import Mixture, MixtureBatches
-from .stage_trainer import StageTrainer, StageTrainingArguments, operations
+from .speed import operations
+from .stage_trainer import StageTrainer, StageTrainingArguments
 
 logger = logging.get_logger(__name__)
 

@@ -1,11 +1,14 @@
 """Training the scalar autoencoder: first both halves, then the decoder alone over a frozen encoder."""
 
+import copy
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import Trainer
+from transformers import TrainingArguments
 
 from ..modeling_uniaudio2.configuration_reasoning_codec import ScalarCodecConfig
 from ..modeling_uniaudio2.modeling_scalar_codec import (
@@ -14,8 +17,9 @@ from ..modeling_uniaudio2.modeling_scalar_codec import (
     ScalarCodecConvTranspose1d,
 )
 from .discriminators import WaveformDiscriminators
-from .faults import FaultTolerance
 from .spectral_loss import MultiScaleSpectralLoss
+from .speed import counted_operations
+from .stage_trainer import StageTrainer
 
 
 class ScalarCodecForTraining(nn.Module):
@@ -49,6 +53,7 @@ class ScalarCodecForTraining(nn.Module):
         self.codec = ScalarCodec(config)
         self.spectral_loss = MultiScaleSpectralLoss(config.sampling_rate, **spectral)
         self.latent_noise = latent_noise
+        self.train_encoder = train_encoder
         self.codec.encoder.requires_grad_(train_encoder)
         self.discriminators = None if discriminators is None else WaveformDiscriminators(**discriminators)
         self.adversarial_weight = adversarial_weight
@@ -75,7 +80,7 @@ class ScalarCodecForTraining(nn.Module):
             + self.feature_weight * parts["feature_loss"]
             + parts["discriminator_loss"]
         )
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, "audio_values": generated}
+        return {"loss": loss, **parts, "audio_values": generated}
 
     def _adversarial_losses(self, real: torch.Tensor, generated: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -94,33 +99,70 @@ class ScalarCodecForTraining(nn.Module):
         }
 
 
-class ScalarCodecTrainer(FaultTolerance, Trainer):
-    """[`~transformers.Trainer`] for [`ScalarCodecForTraining`] on [`~uniaudio2.training.waveforms.RandomCrops`]; with
-    discriminators it logs the parts of the loss."""
+class ScalarCodecTrainer(StageTrainer):
+    """
+    The stage before the others of the codec, on batches of [`~uniaudio2.training.waveforms.RandomCrops`], whose tokens
+    are latent frames. A batch counts by its recordings.
 
-    def __init__(self, model: ScalarCodecForTraining, **kwargs):
-        super().__init__(model=model, **kwargs)
+    Args:
+        model ([`ScalarCodecForTraining`]): The autoencoder. Without discriminators it has a spectral loss alone.
+        args ([`~transformers.TrainingArguments`]): The arguments.
+        loss_weights (`dict[str, float]`, *optional*): In place of those of the model.
+        kwargs: As of [`StageTrainer`].
+    """
+
+    loss_weights: ClassVar[dict[str, float]] = {
+        "spectral_loss": 1.0,
+        "adversarial_loss": 1.0,
+        "feature_loss": 2.0,
+        "discriminator_loss": 1.0,
+    }
+
+    def __init__(
+        self,
+        model: ScalarCodecForTraining,
+        args: TrainingArguments,
+        *,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs,
+    ):
+        own_weights = {"adversarial_loss": model.adversarial_weight, "feature_loss": model.feature_weight}
         # The columns of a corpus are not the arguments of forward: the collator chooses.
-        self.args.remove_unused_columns = False
-        self.parts: dict[str, list[float]] = {}
+        args.remove_unused_columns = False
+        super().__init__(model, args, loss_weights=own_weights | (loss_weights or {}), **kwargs)
+        if model.discriminators is None:
+            self.weights = {"spectral_loss": self.weights["spectral_loss"]}
+        # A copy without memory, on which torch counts.
+        self._outline = copy.deepcopy(model).to("meta").train()
+        self._crop_operations: int | None = None
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    @classmethod
+    def trained_modules(cls, model: ScalarCodecForTraining) -> list[str]:
+        return [
+            "codec.decoder",
+            *(["codec.encoder"] if model.train_encoder else []),
+            *(["discriminators"] if model.discriminators is not None else []),
+        ]
+
+    def step_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Mapping]:
         outputs = model(inputs["waveform"])
-        for name in outputs.keys() - {"loss", "audio_values"}:
-            self.parts.setdefault(name, []).append(outputs[name].item())
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        if "spectral_loss" not in outputs:  # it is the whole: without discriminators, and in evaluation
+            return {"spectral_loss": outputs["loss"]}, outputs
+        return {name: outputs[name] for name in self.weights}, outputs
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone, which is then the spectral one."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss, None, None
+    def count_items(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        number = torch.tensor(len(inputs["waveform"]), device=inputs["waveform"].device)
+        return dict.fromkeys(self.weights, number)
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self.parts.items()}
-            self.parts.clear()
-        super().log(logs, *args, **kwargs)
+    def count_tokens(self, inputs: dict[str, Any]) -> int:
+        return inputs["waveform"].numel() // self._outline.codec.config.hop_length
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Convolutions at the rate of samples: torch counts those of one crop, which are all of one length."""
+        if self._crop_operations is None:
+            crop = inputs["waveform"][:1].to("meta")
+            self._crop_operations = counted_operations(lambda: self._outline(crop)["loss"].backward())
+        return float(len(inputs["waveform"]) * self._crop_operations)
 
 
 @torch.no_grad()

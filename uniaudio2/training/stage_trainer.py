@@ -1,7 +1,6 @@
 """What all training stages share: a `Trainer` that knows its losses by name, and never leaves half a checkpoint."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,15 +15,14 @@ from transformers.utils import ModelOutput
 from .faults import FaultTolerance
 from .row_mixture import RowMixture
 from .sharding import FSDP2Precision, refuse_fsdp_on_cpu
-
-# Dense bfloat16 peak of common accelerators in TFLOP/s (vendors' data sheets), by a part of the device's name.
-DEVICE_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
+from .speed import SpeedLog
 
 
 @dataclass
-class StageTrainingArguments(TrainingArguments):
+class StageArguments:
     """
-    [`~transformers.TrainingArguments`] of a stage. TensorBoard is on by default, and Weights & Biases if installed.
+    Beside [`~transformers.TrainingArguments`] among the bases of a stage's arguments, and before them. TensorBoard is
+    on by default, and Weights & Biases if installed.
 
     Args:
         device_tflops (`float`, *optional*):
@@ -53,7 +51,12 @@ class StageTrainingArguments(TrainingArguments):
             )
 
 
-class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
+@dataclass
+class StageTrainingArguments(StageArguments, TrainingArguments):
+    """[`~transformers.TrainingArguments`] of a stage, with what [`StageArguments`] adds."""
+
+
+class StageTrainer(FSDP2Precision, FaultTolerance, SpeedLog, Trainer):
     """
     A [`~transformers.Trainer`] for one stage of training. A stage says which modules learn (`trained_modules`), what
     its losses are (`step_losses`, of how many things each is the mean: `count_items`) and what they weigh
@@ -101,7 +104,6 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
         self._step_items: dict[str, torch.Tensor] | None = None
         self._train_sums, self._eval_sums = _WeightedSums(), _WeightedSums()
         self._num_tokens = 0
-        self._last_log: tuple[float, float] | None = None  # when, and the operations done until then
 
     # What a stage says
 
@@ -116,7 +118,7 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
 
         Returns:
             `dict[str, torch.Tensor]`: Means over the micro-batch, scalars. Those in `loss_weights` are minimised, the
-            others (accuracies, parts of parts) are only logged.
+            others (accuracies, parts of parts) are only logged. In evaluation losses may be left out.
             `ModelOutput`: What the model returned.
         """
         raise NotImplementedError
@@ -139,10 +141,6 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
             self.train_dataset, "Training", self._train_batch_size, RowMixture.draws, is_training=True
         )
 
-    def train(self, *args, **kwargs):
-        self._last_log = None
-        return super().train(*args, **kwargs)
-
     def _run_epoch(self, *args, **kwargs) -> None:
         # Resumed at its very end, `Trainer` would take one step more from data without a length.
         if self.state.global_step >= self.state.max_steps:
@@ -153,8 +151,6 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        if self._last_log is None:
-            self._last_log = (time.perf_counter(), self.state.total_flos)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self.count_items(batch) for batch in batches]
         if counts:
@@ -163,6 +159,10 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
             self._step_items = dict(zip(counts[0], totals, strict=True))
             self._num_tokens += sum(int(self.count_tokens(batch)) for batch in batches)
         return batches, None
+
+    def tokens_seen(self) -> int:
+        tokens = torch.tensor(self._num_tokens, device=self.args.device)
+        return int(self.accelerator.reduce(tokens, "sum"))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         values, outputs = self.step_losses(model, inputs)
@@ -191,31 +191,22 @@ class StageTrainer(FSDP2Precision, FaultTolerance, Trainer):
             values, _ = self.step_losses(model, inputs)
         counts = self.count_items(inputs)
         self._eval_sums.add(values, counts if own else {name: 0 * count for name, count in counts.items()})
-        return sum(weight * values[name] for name, weight in self.weights.items()), None, None
+        return self._weighted(values), None, None
+
+    def _weighted(self, values):
+        return sum(weight * values[name] for name, weight in self.weights.items() if name in values)
 
     # Logs
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs |= self._train_sums.pop_means(self.accelerator) | self._pop_speed()
+            logs |= self._train_sums.pop_means(self.accelerator)
         elif "eval_loss" in logs:
             means = self._eval_sums.pop_means(self.accelerator)
             logs |= {f"eval_{name}": value for name, value in means.items()}
             # `Trainer` averages batches, whatever is in them.
-            logs["eval_loss"] = sum(weight * means[name] for name, weight in self.weights.items())
+            logs["eval_loss"] = self._weighted(means)
         super().log(logs, *args, **kwargs)
-
-    def _pop_speed(self) -> dict[str, float]:
-        """Since the last log. Saving and evaluation count as time."""
-        (then, flos_then), now = self._last_log, (time.perf_counter(), self.state.total_flos)
-        seconds, flos = now[0] - then, now[1] - flos_then
-        tokens = torch.tensor(float(self._num_tokens), device=self.args.device)
-        speed = {"tokens_per_second": self.accelerator.reduce(tokens, "sum").item() / seconds}
-        self._last_log, self._num_tokens = now, 0
-        peak = self.args.device_tflops or known_tflops(self.args.device)
-        if peak is not None:
-            speed["model_flops_utilization"] = flos / seconds / (peak * 1e12 * self.args.world_size)
-        return speed
 
 
 def own_rows(size: int, accelerator: Accelerator) -> int:
@@ -250,24 +241,6 @@ class _WeightedSums:
         return means
 
 
-def operations(parts: Sequence[tuple[nn.Module, int]]) -> float:
-    """
-    Of one forward and backward pass through modules in a row, each on so many rows: the products with the weights.
-    Attention scores, and convolutions at the rate of samples, are left out.
-
-    A weight costs two operations per row, two more where the gradient must pass it, and two more if it learns itself.
-    Gradients go down to the first thing that learns.
-    """
-    total, reached = 0.0, False
-    for module, rows in parts:
-        if hasattr(module, "modules_to_save"):  # of an adapter: the copy that learns is the one that is used
-            module = module.modules_to_save["default"]
-        weights = list(module.parameters())
-        reached = reached or any(weight.requires_grad for weight in weights)
-        total += rows * sum(weight.numel() * (2 + 2 * reached + 2 * weight.requires_grad) for weight in weights)
-    return total
-
-
 def installed_trackers() -> list[str] | str:
     """Where a stage reports to unless it is told otherwise: TensorBoard, and Weights & Biases if it is installed."""
     available = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
@@ -296,11 +269,3 @@ def freeze_all_but(model: nn.Module, modules: list[str]) -> None:
         model.get_submodule(name).requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"None of the modules {modules} has parameters: there is nothing to train.")
-
-
-def known_tflops(device: torch.device) -> float | None:
-    """The peak of a device in TFLOP/s, if it is a common one."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops for part, tflops in DEVICE_TFLOPS.items() if part in name), None)
