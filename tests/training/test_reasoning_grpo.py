@@ -6,8 +6,9 @@ from datasets import Dataset
 from text_head_toy import WORDS, make_processor, make_recordings, make_text_head
 from trl import GRPOConfig
 
-from uniaudio2.training.codec_stages import text_head_adapters
-from uniaudio2.training.reasoning_grpo import ReasoningGRPOTrainer
+from uniaudio2.modeling_uniaudio2.modeling_codec_front_ends import ReasoningFrontEnds
+from uniaudio2.training.codec_stages import recording_operations, text_head_adapters
+from uniaudio2.training.reasoning_grpo import ReasoningGRPOArguments, ReasoningGRPOTrainer
 from uniaudio2.training.text_head_data import UnderstandingCollator
 
 
@@ -60,7 +61,7 @@ def make_trainer(processor, rows, guessing, tmp_path):
         return ReasoningGRPOTrainer(
             model,
             [right_word],
-            GRPOConfig(**{**values, **arguments}),
+            ReasoningGRPOArguments(**{**values, **arguments}),
             Dataset.from_list(rows),
             processor,
             peft_config=None if adapters is None else text_head_adapters(model, **adapters),
@@ -184,6 +185,38 @@ def test_the_supervised_model_stays_beside_the_one_that_learns(make_trainer, gue
         learned, frozen = branch.modules_to_save["default"], branch.original_module
         assert not torch.equal(learned.query_token, frozen.query_token)
         assert torch.equal(learned.quantizer.codebooks, frozen.quantizer.codebooks)
+
+
+def test_speed_is_logged_with_the_operations_of_every_pass(make_trainer):
+    """One generation for two steps, so that answers are scored once before the steps."""
+    trainer = make_trainer(max_steps=2, num_iterations=2, device_tflops=1e-3)
+    trainer.train()
+    (batch,) = trainer._buffered_inputs
+    model, config = trainer.model, trainer.model.config.codec_config
+    answers = int(batch["completion_mask"].sum())
+    rows, frames = int(batch["prompt_mask"].sum()) + answers, batch["reasoning_mask"].numel()
+    branch, projection, language_model, embedding, head = (
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (
+            model.model.reasoning_branch,
+            model.model.text_projection,
+            model.model.language_model,
+            model.get_input_embeddings(),
+            model.lm_head,
+        )
+    )
+    per_pass = 2 * (frames * (config.reasoning_interval + 1) * branch + frames * projection)
+    per_pass += 2 * (rows * (language_model - embedding) + answers * head)
+    generation = per_pass - 2 * len(batch["prompt_ids"]) * (language_model - embedding)
+    heard = len(batch["prompt_ids"]) * recording_operations(ReasoningFrontEnds, config)(9600)
+    assert trainer.state.total_flos == heard + generation + per_pass + 2 * 3 * per_pass
+    assert trainer.tokens_seen() == rows
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(entry["model_flops_utilization"] > 0 for entry in logs)
+    assert logs[0]["tokens_per_second"] > 0 == logs[1]["tokens_per_second"]
+    trainer.model.eval()
+    scored(trainer, [trainer.train_dataset[0]] * 8)
+    assert trainer.floating_point_ops([]) == 0
 
 
 def test_without_an_adapter_there_is_nothing_to_compare_with(make_trainer):

@@ -56,8 +56,8 @@ from .recipe import (
 from .rewards import REWARDS, JudgeReward
 from .row_mixture import RowMixture
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
-from .sharding import launched_with_fsdp, refuse_fsdp_on_cpu, whole_parameters
-from .stage_trainer import StageTrainingArguments, freeze_all_but, installed_trackers, start_deepspeed_on_cpu
+from .sharding import launched_with_fsdp, whole_parameters
+from .stage_trainer import StageTrainingArguments, freeze_all_but
 from .text_head_data import RecordingCollator, UnderstandingCollator
 from .waveforms import RandomCrops
 
@@ -465,18 +465,13 @@ class CodecRun:
 
     def arguments_class(self) -> type[TrainingArguments]:
         if self.stage == "reasoning-grpo":
-            from trl import GRPOConfig
+            from .reasoning_grpo import ReasoningGRPOArguments
 
-            return GRPOConfig
-        return TrainingArguments if self.stage == "scalar-codec" else StageTrainingArguments
+            return ReasoningGRPOArguments
+        return StageTrainingArguments
 
     def arguments(self, **more) -> TrainingArguments:
-        values = {"report_to": installed_trackers()} | trainer_arguments(self.recipe)
-        if values.get("use_cpu"):  # what only the arguments of `StageTrainer` do by themselves
-            refuse_fsdp_on_cpu()
-            if values.get("deepspeed") is not None:
-                start_deepspeed_on_cpu()
-        return self.arguments_class()(**values, **more)
+        return self.arguments_class()(**trainer_arguments(self.recipe), **more)
 
     def data(self, arguments: TrainingArguments):
         """

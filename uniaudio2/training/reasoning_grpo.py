@@ -2,19 +2,24 @@
 
 trl's trainer knows images and texts. Audio takes the same way as its images: what the front ends make of the
 recordings is computed once per batch of generations, goes to `generate`, and travels with the completions through
-shuffling and splitting to every pass that computes log-probabilities. Four of the trainer's own methods are extended
+shuffling and splitting to every pass that computes log-probabilities. Five of the trainer's own methods are extended
 for that, so trl is pinned to the versions they were read in.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..modeling_uniaudio2.modeling_codec_front_ends import ReasoningFrontEnds
 from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecForConditionalGeneration
 from ..processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
+from .codec_stages import padded_samples, recording_operations, text_parts
 from .faults import FaultTolerance
+from .speed import SpeedLog, operations
+from .stage_trainer import StageArguments
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -25,7 +30,12 @@ except ImportError as error:
 AUDIO_FEATURES = ("whisper_features", "music_features", "reasoning_mask")
 
 
-class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
+@dataclass
+class ReasoningGRPOArguments(StageArguments, GRPOConfig):
+    """`trl.GRPOConfig` with what [`~uniaudio2.training.stage_trainer.StageArguments`] adds."""
+
+
+class ReasoningGRPOTrainer(FaultTolerance, SpeedLog, GRPOTrainer):
     """
     Stage 2 of the codec: the text head is rewarded for what it says about a recording.
 
@@ -38,7 +48,7 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
     Args:
         model ([`~uniaudio2.ReasoningCodecForConditionalGeneration`]): The supervised model, without adapters.
         reward_funcs (`list[Callable]`): Of `uniaudio2.training.rewards`, or any that trl takes.
-        args (`trl.GRPOConfig`): The arguments.
+        args ([`ReasoningGRPOArguments`] or `trl.GRPOConfig`): The arguments.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Rows with `audio`, `task` and for questions `question`; rewards get all columns.
         processor ([`~uniaudio2.ReasoningCodecTextProcessor`]): Prompts, tokenizer and feature extractor.
@@ -82,6 +92,34 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
             processing_class=processor.tokenizer,
             **kwargs,
         )
+        self._recording_operations = recording_operations(ReasoningFrontEnds, model.config.codec_config)
+        self._operations = 0.0
+
+    # Speed
+
+    def tokens_seen(self) -> int:
+        """Prompts and completions, of all processes, as trl counts them."""
+        return self.state.num_input_tokens_seen
+
+    def floating_point_ops(self, inputs: list[dict[str, Any]]) -> float:
+        """Done since it was asked last: what the passes need is known when they are made."""
+        done, self._operations = self._operations, 0.0
+        return done
+
+    def _count_pass(self, rows: int, answers: int, backward: bool = False) -> None:
+        """One through the text head, with the audio that is there; evaluation does not count."""
+        if self.model.training:
+            model, frames = self.accelerator.unwrap_model(self.model), self._audio["reasoning_mask"].numel()
+            self._operations += operations(text_parts(model, frames, rows, answers), backward)
+
+    # Audio
+
+    def _generate(self, prompts: list[str]) -> tuple:
+        """Also counts the passes of generation: every token is read once, but the last one of a completion."""
+        outputs = super()._generate(prompts)
+        num_prompt, num_completion = (sum(map(len, ids)) for ids in outputs[:2])
+        self._count_pass(num_prompt + num_completion - len(prompts), num_completion)
+        return outputs
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         recordings = self.processor.feature_extractor(
@@ -92,6 +130,9 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
             recordings["input_values"].to(self.accelerator.device),
             recordings["padding_mask"].to(self.accelerator.device),
         )
+        if self.model.training:
+            samples = padded_samples(recordings, model.config.codec_config)
+            self._operations += len(inputs) * self._recording_operations(samples)
         try:
             outputs = super()._generate_and_score_completions(inputs)
             return outputs | self._audio
@@ -123,6 +164,8 @@ class ReasoningGRPOTrainer(FaultTolerance, GRPOTrainer):
         **not_audio: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """As trl's, with the audio of these rows; its other arguments (images, experts) do not apply."""
+        own_rows, answers = int(attention_mask.sum()), int(attention_mask[:, -logits_to_keep:].sum())
+        self._count_pass(own_rows, answers, backward=torch.is_grad_enabled())
         log_probs, entropies = [], []
         size = batch_size or len(input_ids)
         for start in range(0, len(input_ids), size):
