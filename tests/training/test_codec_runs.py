@@ -380,9 +380,10 @@ def test_two_processes_that_share_the_model_are_one_process(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["scalar-codec", "reconstruction"])
 def test_two_processes_with_fsdp2_are_two_that_have_all_of_the_model(folder, stage):
-    """These stages draw at random, each process its own."""
+    """These stages draw at random, each process its own. Also with autocast, which codecs are trained with."""
     values = make_values(stage, folder, text_head=None, scalar_codec=None)
     values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0, "per_device_train_batch_size": 1}
+    values["arguments"]["bf16"] = stage == "reconstruction"
     expected = train_in_processes(f"{stage}-ddp", stage, folder, values, DDP)
     made = train_in_processes(f"{stage}-fsdp2", stage, folder, values, FSDP2)
     for name in ("loss", "grad_norm", "eval_loss"):
