@@ -232,11 +232,7 @@ def test_mistakes_in_a_recipe_are_named(folder):
 
 
 def test_fsdp_is_refused_where_there_is_none(folder, monkeypatch):
-    with pytest.raises(ValueError, match="reasoning-grpo has no FSDP"):
-        CodecRun("reasoning-grpo", merge(make_run("reasoning-grpo", folder).recipe, {"arguments": {"fsdp": True}}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="reasoning-grpo has no FSDP"):
-        make_run("reasoning-grpo", folder)
     with pytest.raises(ValueError, match="no FSDP on a CPU"):
         make_run("scalar-codec", folder).train()
 
@@ -344,12 +340,18 @@ def operations_of(folder) -> float:
     return json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["total_flos"]
 
 
-@pytest.mark.slow
-def test_two_processes_that_share_the_model_are_one_process(folder):
-    """Adapters, the reasoning branch with its moving averages, and what is written of them at the end."""
+@pytest.fixture
+def zero3(folder):
+    """The shipped file, but with every parameter spread out, however small."""
     config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "overlap_comm": False}
     (folder / "zero3.json").write_text(json.dumps(config))
+    return str(folder / "zero3.json")
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_model_are_one_process(folder, zero3):
+    """Adapters, the reasoning branch with its moving averages, and what is written of them at the end."""
     values = make_values("reasoning-sft", folder, language_model=str(folder / "llama"), audio_token="<reason_token>")
     values["arguments"] |= {"max_steps": 6, "save_steps": 6, "warmup_steps": 0, "per_device_eval_batch_size": 2}
     # Three held-out recordings: of its two, the second process has one.
@@ -359,7 +361,7 @@ def test_two_processes_that_share_the_model_are_one_process(folder):
     made = {}
     for name, launcher, arguments in (
         ("one", ["uniaudio2.cli"], {"per_device_train_batch_size": 2}),
-        ("zero3", DDP, {"per_device_train_batch_size": 1, "deepspeed": str(folder / "zero3.json")}),
+        ("zero3", DDP, {"per_device_train_batch_size": 1, "deepspeed": zero3}),
         ("fsdp2", FSDP2, {"per_device_train_batch_size": 1}),
     ):
         own = merge(values, {"arguments": arguments})
@@ -396,3 +398,28 @@ def test_two_processes_with_fsdp2_are_two_that_have_all_of_the_model(folder, sta
         ReasoningCodecModel.from_pretrained(folder / f"{stage}-fsdp2" / "model")
         configs = [(folder / f"{stage}-{kind}" / "model" / "config.json").read_text() for kind in ("fsdp2", "ddp")]
         assert configs[0] == configs[1]
+
+
+@pytest.mark.slow
+def test_grpo_in_two_processes_that_share_the_model(folder, text_head, zero3):
+    """Generation, scores, the reference without adapters and the evaluation are those of two that each have all of it.
+    The reward is a judge's, in whom every answer has another value."""
+    values = make_values("reasoning-grpo", folder, text_head=str(text_head))
+    values["arguments"] |= {"max_steps": 3, "save_steps": 3, "warmup_steps": 0, "per_device_train_batch_size": 2}
+    values["rewards"] = {"functions": ["judge"], "weights": [1.0], "judge": str(folder / "llama")}
+    values["lora"] = {"dropout": 0.0}
+    ways = {"ddp": (DDP, {}), "zero3": (DDP, {"deepspeed": zero3}), "fsdp2": (FSDP2, {})}
+    made = {
+        name: train_in_processes(
+            f"grpo-{name}", "reasoning-grpo", folder, merge(values, {"arguments": more}), launcher
+        )
+        for name, (launcher, more) in ways.items()
+    }
+    assert min(logged(folder / "grpo-ddp", "reward_std", 3)) > 0 and logged(folder / "grpo-ddp", "kl", 3)[-1] > 0
+    for way in ("zero3", "fsdp2"):
+        for name in ("loss", "grad_norm", "reward", "kl", "eval_reward", "num_tokens"):
+            ours, theirs = (logged(folder / f"grpo-{kind}", name, 3) for kind in (way, "ddp"))
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-7), name
+        assert made[way].keys() == made["ddp"].keys()
+        for name, value in made["ddp"].items():
+            torch.testing.assert_close(made[way][name], value, atol=1e-4, rtol=0, msg=name)

@@ -56,7 +56,7 @@ from .recipe import (
 from .rewards import REWARDS, JudgeReward
 from .row_mixture import RowMixture
 from .scalar_codec import ScalarCodecForTraining, ScalarCodecTrainer, scale_to_data
-from .sharding import launched_with_fsdp, whole_parameters
+from .sharding import whole_parameters
 from .stage_trainer import StageTrainingArguments, freeze_all_but
 from .text_head_data import RecordingCollator, UnderstandingCollator
 from .waveforms import RandomCrops
@@ -140,11 +140,6 @@ class CodecRun:
             refuse_unknown(self.recipe.get("loss") or {}, LOSSES[self.stage], "loss", "loss.")
         self._check_sources()
         self._check_rewards()
-        if self.stage == "reasoning-grpo" and (launched_with_fsdp() or self.recipe["arguments"].get("fsdp")):
-            raise ValueError(
-                "reasoning-grpo has no FSDP: it generates between the steps, from a model that is spread out. Take "
-                "arguments.deepspeed=zero3, or launch without the FSDP configuration."
-            )
 
     def _check_sources(self) -> None:
         data = self.recipe["data"]

@@ -18,6 +18,7 @@ from ..modeling_uniaudio2.modeling_reasoning_codec_text import ReasoningCodecFor
 from ..processing.processing_reasoning_codec_text import ReasoningCodecTextProcessor
 from .codec_stages import padded_samples, recording_operations, text_parts
 from .faults import FaultTolerance
+from .sharding import FSDP2Precision, gathered_parameters
 from .speed import SpeedLog, operations
 from .stage_trainer import StageArguments
 
@@ -35,7 +36,7 @@ class ReasoningGRPOArguments(StageArguments, GRPOConfig):
     """`trl.GRPOConfig` with what [`~uniaudio2.training.stage_trainer.StageArguments`] adds."""
 
 
-class ReasoningGRPOTrainer(FaultTolerance, SpeedLog, GRPOTrainer):
+class ReasoningGRPOTrainer(FSDP2Precision, FaultTolerance, SpeedLog, GRPOTrainer):
     """
     Stage 2 of the codec: the text head is rewarded for what it says about a recording.
 
@@ -126,18 +127,19 @@ class ReasoningGRPOTrainer(FaultTolerance, SpeedLog, GRPOTrainer):
             [row["audio"] for row in inputs], sampling_rate=self.sampling_rate, return_tensors="pt"
         )
         model = self.accelerator.unwrap_model(self.model)
-        self._audio = model.extract_audio_features(
-            recordings["input_values"].to(self.accelerator.device),
-            recordings["padding_mask"].to(self.accelerator.device),
-        )
-        if self.model.training:
-            samples = padded_samples(recordings, model.config.codec_config)
-            self._operations += len(inputs) * self._recording_operations(samples)
-        try:
-            outputs = super()._generate_and_score_completions(inputs)
-            return outputs | self._audio
-        finally:
-            self._audio = None
+        with gathered_parameters(model, "extract_audio_features"):
+            self._audio = model.extract_audio_features(
+                recordings["input_values"].to(self.accelerator.device),
+                recordings["padding_mask"].to(self.accelerator.device),
+            )
+            if self.model.training:
+                samples = padded_samples(recordings, model.config.codec_config)
+                self._operations += len(inputs) * self._recording_operations(samples)
+            try:
+                outputs = super()._generate_and_score_completions(inputs)
+                return outputs | self._audio
+            finally:
+                self._audio = None
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         """Prompts with a placeholder for every reasoning frame, and what is to be put there."""

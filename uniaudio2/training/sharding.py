@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from transformers import Trainer
 
 
@@ -39,13 +39,12 @@ class FSDP2Precision:
             return super().evaluate(*args, **kwargs)
 
 
-def launched_with_fsdp() -> bool:
-    """Whether `accelerate launch` was given a configuration with FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
 def refuse_fsdp_on_cpu() -> None:
-    if launched_with_fsdp():
+    """
+    Raises:
+        ValueError: If `accelerate launch` was given a configuration with FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError(
             "accelerate has no FSDP on a CPU, and would copy the whole model to every process instead: take "
             "arguments.deepspeed=zero3, or launch without the FSDP configuration."
@@ -78,6 +77,26 @@ def _whole_under_fsdp2(trainer: Trainer) -> Iterator[None]:
             setattr(model.get_submodule(module), leaf, whole[share])
     with own_class(model):
         yield
+
+
+@contextmanager
+def gathered_parameters(model: nn.Module, method: str) -> Iterator[None]:
+    """
+    While it lasts, every process has all parameters of a model that FSDP2 has spread, so that each can make as many
+    forward passes as it likes; `method` is one of the model's that makes some, beside `forward` and `generate`.
+    """
+    if method not in vars(model):
+        register_fsdp_forward_method(model, method)
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_forward(True, recurse=False)  # as in `fsdp2.yaml`
+            module.reshard()
 
 
 @contextmanager
