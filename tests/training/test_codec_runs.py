@@ -299,8 +299,8 @@ def test_a_stage_on_a_stream_goes_on_bit_for_bit(folder, text_head, tmp_path, mo
     loaded.clear()
     CodecRun(stage, merge(recipe, {"output": str(tmp_path / "halves")})).train()
     assert len(loaded) < 2 * per_step
-    for file in made.glob("*.safetensors"):
-        assert file.read_bytes() == (tmp_path / "whole" / "model" / file.name).read_bytes()
+    whole, halves = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "halves"))
+    assert halves.read_bytes() == whole.read_bytes()
 
 
 def test_the_result_of_another_stage_is_not_gone_on_with(folder, tmp_path):
@@ -422,4 +422,4 @@ def test_grpo_in_two_processes_that_share_the_model(folder, text_head, zero3):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-7), name
         assert made[way].keys() == made["ddp"].keys()
         for name, value in made["ddp"].items():
-            torch.testing.assert_close(made[way][name], value, atol=1e-4, rtol=0, msg=name)
+            torch.testing.assert_close(made[way][name], value, atol=1e-5, rtol=0, msg=name)

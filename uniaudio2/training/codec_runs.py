@@ -47,9 +47,11 @@ from .estimates import memory_line, parameter_counts, state_bytes, transformer_b
 from .faults import complete_folder
 from .manifest import checked_rows, import_datasets, load_manifest
 from .recipe import (
+    BUFFERS_ARE_FOR_STREAMS,
     argument_names,
     check_positive_integers,
     checked_section,
+    refuse_held_out_streams,
     refuse_unknown,
     trainer_arguments,
 )
@@ -148,14 +150,11 @@ class CodecRun:
                 refuse_unknown(entry, SOURCE_KEYS, "key", f"data.{name}.")
                 if entry.get("path") is None:
                     raise ValueError(f"A source of data.{name} lacks its 'path': {dict(entry)}.")
-                if name == "validation" and entry.get("streaming"):
-                    raise ValueError("Sources of data.validation are read whole: leave out 'streaming' there.")
                 if entry.get("shuffle_buffer") and not entry.get("streaming"):
-                    raise ValueError(
-                        "'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway."
-                    )
+                    raise ValueError(BUFFERS_ARE_FOR_STREAMS)
                 if self.stage in TEXT_STAGES and entry.get("task", "caption") not in INSTRUCTIONS:
                     raise ValueError(f"The task of data.{name} {dict(entry)} must be one of {[*INSTRUCTIONS]}.")
+        refuse_held_out_streams(data)
 
     def _check_rewards(self) -> None:
         rewards = self.recipe.get("rewards") or {}
@@ -591,8 +590,9 @@ class _Crops:
         self.feature_extractor = UniAudio2FeatureExtractor()
 
     def __call__(self, rows) -> dict[str, torch.Tensor]:
-        waveforms = [self.feature_extractor(row["audio"])["input_values"][0][0] for row in rows]
-        return self.crop([{**row, "waveform": own} for row, own in zip(rows, waveforms, strict=True)])
+        return self.crop(
+            [{**row, "waveform": self.feature_extractor(row["audio"])["input_values"][0][0]} for row in rows]
+        )
 
 
 def _save_text_head(trainer: Trainer, processor: ReasoningCodecTextProcessor, folder: Path) -> None:

@@ -183,14 +183,14 @@ def recording_operations(front_ends: type[nn.Module], config: ReasoningCodecConf
     """
     with torch.device("meta"):
         encoders = front_ends(config).eval()
-        scalar_codec = ScalarCodec(config.scalar_config)
+        scalar_codec = ScalarCodec(config.scalar_config) if front_ends is CodecFrontEnds else None
 
     @cache
     @torch.no_grad()
     def count(samples: int) -> int:
         waveform = torch.empty(1, samples, device="meta")
         total = counted_operations(lambda: encoders(waveform))
-        if isinstance(encoders, CodecFrontEnds):
+        if scalar_codec is not None:
             total += counted_operations(lambda: scalar_codec.encode(waveform[:, None]))
         return total
 

@@ -37,6 +37,7 @@ from .recipe import (
     argument_names,
     check_positive_integers,
     checked_section,
+    refuse_held_out_streams,
     refuse_unknown,
     trainer_arguments,
 )
@@ -122,8 +123,7 @@ class LanguageModelRun:
                     )
         if not sources:
             raise ValueError("data.sources is empty: there is nothing to train on.")
-        if any(entry.get("streaming") for entry in held_out):
-            raise ValueError("Sources of data.validation are read whole: leave out 'streaming' there.")
+        refuse_held_out_streams(self.recipe["data"])
 
     # Parts
 

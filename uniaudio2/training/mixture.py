@@ -12,6 +12,7 @@ buffer too, which the state of a stream does not hold.
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import groupby, repeat
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..processing.turns import Turn, example, prompt_text
 from .auditory_sentences import AudioSize, get_builder, piece_rows, plan_sentence, sentence_turn
 from .manifest import import_datasets
 from .random_order import permutation, shuffled
-from .recipe import refuse_unknown
+from .recipe import BUFFERS_ARE_FOR_STREAMS, refuse_unknown
 
 logger = logging.get_logger(__name__)
 
@@ -37,6 +38,8 @@ logger = logging.get_logger(__name__)
 OPEN_ROWS = 16
 # Examples that are sorted by length before they are cut into batches, where they are not packed.
 SORTED_EXAMPLES = 512
+# An order is asked for example by example, by turns with those of other sources and of the time through before.
+cached_permutation = lru_cache(maxsize=64)(permutation)
 # After how many batches of packed sequences the state of the plan is noted.
 NOTED_BATCHES = 16
 
@@ -266,7 +269,7 @@ class Source:
     def item(self, number: int) -> int:
         """The record or group of an example."""
         epoch, place = divmod(number, self.num_items)
-        return int(permutation(self.num_items, (*self.seed, epoch))[place])
+        return int(cached_permutation(self.num_items, (*self.seed, epoch))[place])
 
     def generator(self, number: int) -> np.random.Generator:
         """Of all choices that one example makes. There is one, which is put to the place of that example: to make one
@@ -621,17 +624,17 @@ class MixtureBatches:
     def __init__(self, mixture: Mixture, batch_size: int, seed: int = 0):
         self.mixture, self.sequences_per_batch, self.seed = mixture, batch_size, seed
         self.plan = mixture.plan()
-        self._start = {"num_batches": 0, "plan": None, "generator": None}
+        self._start: Mapping[str, Any] | None = None
         self._noted: deque[dict[str, Any]] = deque()
 
     def __iter__(self) -> Iterator[list[tuple[Draw, ...]]]:
-        start, rng = self._start, np.random.default_rng(self.seed)
+        rng, num_batches = np.random.default_rng(self.seed), 0
         self.plan = self.mixture.plan()
-        if start["plan"] is not None:
-            self.plan = Plan.from_state_dict(start["plan"])
-            rng.bit_generator.state = start["generator"]
+        if self._start is not None:
+            self.plan, num_batches = Plan.from_state_dict(self._start["plan"]), self._start["num_batches"]
+            rng.bit_generator.state = self._start["generator"]
         self._noted.clear()
-        sequences, num_batches = self.mixture.sequences(self.plan), start["num_batches"]
+        sequences = self.mixture.sequences(self.plan)
         yield from repeat([], num_batches)  # in place of those that whoever resumes takes off
         while True:
             if self.mixture.is_stored:
@@ -684,7 +687,7 @@ class MixtureBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, with the same `settings`. Batches before come out empty, for those who count them."""
-        self._start = {name: state[name] for name in self._start}
+        self._start = state
 
 
 def segment_rows(segment: Segment, size: AudioSize | int) -> int:
@@ -761,7 +764,7 @@ def make_source(entry: Mapping[str, Any], dataset, processor: UniAudio2Processor
     weight, key = float(entry.get("weight", 1.0)), (seed, index)
     is_stream, buffer = isinstance(dataset, import_datasets().IterableDataset), entry.get("shuffle_buffer", 0)
     if buffer and not is_stream:
-        raise ValueError("'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway.")
+        raise ValueError(BUFFERS_ARE_FOR_STREAMS)
 
     def records(
         audio: Sequence[str], texts: Sequence[str], optional: Collection[str] = ()

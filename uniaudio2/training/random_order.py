@@ -1,13 +1,11 @@
 """Random orders that a resumed training finds again, whatever the versions of the libraries."""
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 
-@lru_cache(maxsize=64)
 def permutation(length: int, seed: tuple[int, ...]) -> np.ndarray:
     """All numbers below `length`."""
     return np.random.default_rng([*seed, 1]).permutation(length)

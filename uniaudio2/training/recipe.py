@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+BUFFERS_ARE_FOR_STREAMS = "'shuffle_buffer' is for sources with 'streaming: true'; others are in random order anyway."
 
 
 class _Loader(yaml.SafeLoader):
@@ -104,6 +105,15 @@ def refuse_unknown(given: Collection[str], known: Collection[str], what: str, pr
         if not close or len(known) <= 12:
             hint += f"{' ' if hint else ''}There are {', '.join(known)}."
         raise ValueError(f"Unknown {what} {prefix}{name}: {hint}")
+
+
+def refuse_held_out_streams(data: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: If a source of `data.validation` asks for `streaming`.
+    """
+    if any(entry.get("streaming") for entry in data.get("validation") or ()):
+        raise ValueError("Sources of data.validation are read whole: leave out 'streaming' there.")
 
 
 def argument_names(arguments: type) -> list[str]:

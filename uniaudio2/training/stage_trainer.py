@@ -39,10 +39,10 @@ class StageArguments:
             self.report_to = installed_trackers()
         # A stage stops at the first loss that is not a number, see `StageTrainer`.
         self.logging_nan_inf_filter = False
-        if self.deepspeed is not None and self.use_cpu:
-            start_deepspeed_on_cpu()
         if self.use_cpu:
             refuse_fsdp_on_cpu()
+            if self.deepspeed is not None:
+                start_deepspeed_on_cpu()
         super().__post_init__()
         if self.metric_for_best_model is not None or self.load_best_model_at_end:
             raise ValueError(
@@ -193,7 +193,8 @@ class StageTrainer(FSDP2Precision, FaultTolerance, SpeedLog, Trainer):
         self._eval_sums.add(values, counts if own else {name: 0 * count for name, count in counts.items()})
         return self._weighted(values), None, None
 
-    def _weighted(self, values):
+    def _weighted(self, values: dict[str, Any]) -> Any:
+        """The sum that is minimised, of those of its parts that are there."""
         return sum(weight * values[name] for name, weight in self.weights.items() if name in values)
 
     # Logs
