@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from uniaudio2.training.recipe import RECIPES
 from uniaudio2.training.tiny import RECIPE
 from uniaudio2.training.waveforms import WaveformDataset
 
@@ -56,3 +57,17 @@ def corpus(tmp_path):
 @pytest.fixture
 def dataset(corpus) -> WaveformDataset:
     return WaveformDataset(corpus, "train")
+
+
+@pytest.fixture
+def zero3(tmp_path):
+    """A shipped file, but with every parameter spread out, however small: else these models would stay whole."""
+
+    def make(name: str = "zero3") -> str:
+        config = json.loads((RECIPES.parent / "deepspeed" / f"{name}.json").read_text())
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        config["zero_optimization"]["overlap_comm"] = False
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+        return str(tmp_path / f"{name}.json")
+
+    return make

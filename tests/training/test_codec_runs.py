@@ -27,7 +27,7 @@ from uniaudio2 import (
 )
 from uniaudio2.cli import main
 from uniaudio2.training.codec_runs import CodecRun, read_rows, shipped_text_model
-from uniaudio2.training.recipe import RECIPES, load_recipe, merge
+from uniaudio2.training.recipe import load_recipe, merge
 
 STAGES = {
     "scalar-codec": "codec_scalar",
@@ -340,15 +340,6 @@ def operations_of(folder) -> float:
     return json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["total_flos"]
 
 
-@pytest.fixture
-def zero3(folder):
-    """The shipped file, but with every parameter spread out, however small."""
-    config = json.loads((RECIPES.parent / "deepspeed" / "zero3.json").read_text())
-    config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "overlap_comm": False}
-    (folder / "zero3.json").write_text(json.dumps(config))
-    return str(folder / "zero3.json")
-
-
 @pytest.mark.slow
 def test_two_processes_that_share_the_model_are_one_process(folder, zero3):
     """Adapters, the reasoning branch with its moving averages, and what is written of them at the end."""
@@ -361,7 +352,7 @@ def test_two_processes_that_share_the_model_are_one_process(folder, zero3):
     made = {}
     for name, launcher, arguments in (
         ("one", ["uniaudio2.cli"], {"per_device_train_batch_size": 2}),
-        ("zero3", DDP, {"per_device_train_batch_size": 1, "deepspeed": zero3}),
+        ("zero3", DDP, {"per_device_train_batch_size": 1, "deepspeed": zero3()}),
         ("fsdp2", FSDP2, {"per_device_train_batch_size": 1}),
     ):
         own = merge(values, {"arguments": arguments})
@@ -408,7 +399,7 @@ def test_grpo_in_two_processes_that_share_the_model(folder, text_head, zero3):
     values["arguments"] |= {"max_steps": 3, "save_steps": 3, "warmup_steps": 0, "per_device_train_batch_size": 2}
     values["rewards"] = {"functions": ["judge"], "weights": [1.0], "judge": str(folder / "llama")}
     values["lora"] = {"dropout": 0.0}
-    ways = {"ddp": (DDP, {}), "zero3": (DDP, {"deepspeed": zero3}), "fsdp2": (FSDP2, {})}
+    ways = {"ddp": (DDP, {}), "zero3": (DDP, {"deepspeed": zero3()}), "fsdp2": (FSDP2, {})}
     made = {
         name: train_in_processes(
             f"grpo-{name}", "reasoning-grpo", folder, merge(values, {"arguments": more}), launcher

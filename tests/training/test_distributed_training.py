@@ -19,7 +19,6 @@ from fsdp2_on_cpu import fsdp2_launcher
 from uniaudio2 import UniAudio2ForConditionalGeneration
 from uniaudio2.cli import main
 from uniaudio2.training.faults import UNFINISHED
-from uniaudio2.training.recipe import RECIPES
 from uniaudio2.training.tokenization import SETTINGS_FILE
 
 STEPS = 20
@@ -55,20 +54,6 @@ def command(model_folder, codes_file, tmp_path):
         values += [f"model.path={model_folder}", f"output={tmp_path / output}", f"data.sources={json.dumps(sources)}"]
         values.append(f"data.validation={json.dumps(sources)}")
         return ["train", "pretraining", "--config", "pretraining", "size_tiny", *names, *values, "data.context=200"]
-
-    return make
-
-
-@pytest.fixture
-def zero3(tmp_path):
-    """A shipped file, but with every parameter spread out, however small: else these models would stay whole."""
-
-    def make(name: str = "zero3") -> str:
-        config = json.loads((RECIPES.parent / "deepspeed" / f"{name}.json").read_text())
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        config["zero_optimization"]["overlap_comm"] = False
-        (tmp_path / f"{name}.json").write_text(json.dumps(config))
-        return str(tmp_path / f"{name}.json")
 
     return make
 
